@@ -1,0 +1,1 @@
+"""The small class-conditional DDPM: network, diffusion process, data and training."""

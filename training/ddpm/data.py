@@ -1,0 +1,184 @@
+"""Data sets: fetched once, checked, and held in memory as uint8.
+
+MNIST comes as its four official IDX files (LeCun et al.), fetched into a cache by pooch, or read from a folder that holds them (gzipped
+or not) or one ``mnist.npz``. Whatever the wrapping, what counts is what is inside: each array is compared with its published
+content by SHA-256, so a truncated or altered file is noticed before a day of training on it. One's own images come as an ``.npz``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pooch
+
+UInt8 = npt.NDArray[np.uint8]
+
+DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
+
+
+class DataError(Exception):
+    """A data set is missing, truncated or altered; the message says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, C, H, W) and labels uint8 (N,), with a name and the SHA-256 of both for the record."""
+
+    name: str
+    images: UInt8
+    labels: UInt8
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One official file: its name without ``.gz``, shape, published MD5 of the gzip, and SHA-256 of the array inside."""
+
+    name: str
+    shape: tuple[int, ...]
+    gzip_md5: str
+    array_sha256: str
+
+
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST = {
+    "x_train": IdxFile(
+        "train-images-idx3-ubyte",
+        (60000, 28, 28),
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    ),
+    "y_train": IdxFile(
+        "train-labels-idx1-ubyte",
+        (60000,),
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    ),
+    "x_test": IdxFile(
+        "t10k-images-idx3-ubyte",
+        (10000, 28, 28),
+        "9fb629c4189551a2d022fa330f9573f3",
+        "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    ),
+    "y_test": IdxFile(
+        "t10k-labels-idx1-ubyte",
+        (10000,),
+        "ec29112dd5afa0611ce80d1b7f02629c",
+        "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    ),
+}
+DATASETS = ("mnist",)
+
+
+def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset:
+    """Load a split of a known data set, or of one's own ``.npz``.
+
+    Args:
+        name: "mnist", or the path of an ``.npz`` with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``): uint8 images
+            (N, H, W) or (N, H, W, C), and labels (N,) from 0.
+        split: "train" or "test".
+        folder: where the official files lie; without it the folder named by ``$DIFFUSION_ANYWHERE_DATA``, and without that
+            they are fetched into the user's cache.
+
+    Raises:
+        DataError: with one line that names the file and the cure.
+    """
+    if name.endswith(".npz"):
+        images, labels = read_npz(Path(name), (f"x_{split}", f"y_{split}"))
+        return own_dataset(Path(name), images, labels)
+    if name not in DATASETS:
+        raise DataError(f"data set {name!r} is unknown; choose {', '.join(DATASETS)}, or give the path of an .npz")
+    if folder is None and os.environ.get(DATA_VARIABLE):
+        folder = Path(os.environ[DATA_VARIABLE])
+    images, labels = (mnist_array(f"{axis}_{split}", folder) for axis in "xy")
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return Dataset(name, images[:, None], labels, digest)
+
+
+def mnist_array(key: str, folder: Path | None) -> UInt8:
+    """One checked array of MNIST, from ``folder`` or fetched."""
+    file = MNIST[key]
+    if folder is None:
+        path = fetch(file)
+    else:
+        candidates = [base / f"{file.name}{end}" for base in (folder / "mnist", folder) for end in (".gz", "")]
+        candidates += [folder / "mnist.npz"]
+        found = [path for path in candidates if path.is_file()]
+        if not found:
+            raise DataError(f"{folder} holds neither {file.name}.gz nor mnist.npz; leave --data out to fetch MNIST (11 MB)")
+        path = found[0]
+    array = read_npz(path, (key,))[0] if path.suffix == ".npz" else read_idx(path, file.shape)
+    if array.shape != file.shape or hashlib.sha256(array.tobytes()).hexdigest() != file.array_sha256:
+        raise DataError(f"{path}: {key} is not the published MNIST (its SHA-256 differs); delete the file and fetch it again")
+    return array
+
+
+def fetch(file: IdxFile) -> Path:
+    """Fetch one official file into the user's cache; pooch checks its MD5 and writes it aside first."""
+    url = f"{MNIST_URL}{file.name}.gz"
+    try:
+        return Path(pooch.retrieve(url, f"md5:{file.gzip_md5}", path=pooch.os_cache("diffusion-anywhere") / "mnist", fname=f"{file.name}.gz"))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DataError(f"could not fetch {url} ({reason}); give a folder that holds it with --data or ${DATA_VARIABLE}") from error
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8:
+    """Read an IDX file of unsigned bytes, gzipped or not, whose shape is known beforehand.
+
+    The format: two zero bytes, 0x08 for unsigned byte, the number of dimensions, each dimension as big-endian uint32, the bytes.
+    No more is unpacked than the shape allows, whatever the file claims.
+    """
+    expected = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    count = int(np.prod(shape))
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header, body, rest = stream.read(len(expected)), stream.read(count), stream.read(1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged ({error}); delete it and fetch it again") from error
+    if header != expected:
+        raise DataError(f"{path} is not an IDX file of shape {shape}; delete it and fetch it again")
+    if len(body) != count or rest:
+        raise DataError(f"{path} holds {len(body)} of {count} bytes{' and more' if rest else ''}; delete it and fetch it again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def read_npz(path: Path, keys: tuple[str, ...]) -> list[UInt8]:
+    """Read uint8 arrays from an ``.npz`` without ever unpickling."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; give an .npz with {', '.join(keys)}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in keys if key not in archive]
+            if missing:
+                raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(archive) or 'nothing'}")
+            arrays = [archive[key] for key in keys]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is truncated, damaged or holds pickled objects ({error})") from error
+    for key, array in zip(keys, arrays, strict=True):
+        if array.dtype != np.uint8:
+            raise DataError(f"{path}: {key} is {array.dtype}; it must be uint8")
+    return arrays
+
+
+def own_dataset(path: Path, images: UInt8, labels: UInt8) -> Dataset:
+    """Check the shapes of one's own images and bring them to (N, C, H, W)."""
+    if images.ndim not in (3, 4) or labels.shape != images.shape[:1] or not len(images):
+        raise DataError(f"{path}: images {images.shape} and labels {labels.shape}; expected (N, H, W) or (N, H, W, C), and (N,)")
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if images.shape[2] != images.shape[3] or images.shape[2] % 4:
+        raise DataError(f"{path}: images of {images.shape[2]}x{images.shape[3]}; they must be square, the side a multiple of 4")
+    return Dataset(path.stem, images, labels, digest)
