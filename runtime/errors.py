@@ -1,0 +1,20 @@
+"""What can go wrong, as far as the caller can mend it.
+
+Every message is one line: what is wrong, what is allowed, what to do.
+"""
+
+
+class DiffusionError(Exception):
+    """Base of all errors below; the command line prints it as one line and exits with status 2."""
+
+
+class BundleError(DiffusionError):
+    """A bundle is missing, damaged, from the future, or not a bundle."""
+
+
+class EngineError(DiffusionError):
+    """ONNX Runtime is missing, installed twice, or cannot run where it was asked to."""
+
+
+class RequestError(DiffusionError, ValueError):
+    """An argument is out of range or does not fit the model."""

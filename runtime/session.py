@@ -1,0 +1,213 @@
+"""One graph, loaded and checked: an InferenceSession that keeps its promises.
+
+ONNX Runtime falls back to the CPU with no more than a log line when a provider cannot be had, and it believes
+whatever graph it is given. Here a provider is what was asked for, and a graph has the inputs and outputs that its
+manifest says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import Bundle, GraphVariant, TensorSpec
+from runtime.engine import PROVIDERS, import_engine
+from runtime.errors import BundleError, EngineError, RequestError
+
+Array = npt.NDArray[Any]
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+}
+# The smallest model there is, y = Identity(x), serialised: opset 20, IR version 8. Asking it which provider it runs
+# on costs nothing.
+PROBE = (
+    b'\x08\x08:9\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x10\n\x01x\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01n'
+    b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\x14"
+)
+INSTALL_CUDA = "pip install 'diffusion-anywhere[cuda]'"
+VERSIONS_MUST_FIT = "the wheel's version must fit the CUDA and cuDNN that are installed"
+# ONNX Runtime's log severities.
+ERRORS_ONLY = 3
+NOTHING = 4
+
+
+class Session:
+    """A loaded graph.
+
+    Attributes:
+        provider: "cpu" or "cuda", where it really runs.
+        placement: nodes by execution provider, as ONNX Runtime placed them.
+    """
+
+    def __init__(self, bundle: Bundle, graph: GraphVariant, provider: str = "cpu", threads: int | None = None) -> None:
+        """Load a graph after its hash has been checked.
+
+        Args:
+            bundle: where the graph comes from.
+            graph: the variant to load.
+            provider: "cpu" or "cuda"; a promise, not a wish.
+            threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
+
+        Raises:
+            BundleError: the file is damaged, or its inputs and outputs are not the manifest's.
+            EngineError: the provider cannot be had.
+        """
+        self.path = bundle.folder / graph.file.name
+        self._engine = import_engine()
+        self._session = open_session(self._engine, bundle.read(graph.file), provider, threads, str(self.path))
+        self.provider = provider
+        self.placement = placement(self._session)
+        check_signature(self.path, "inputs", self._session.get_inputs(), graph.inputs)
+        check_signature(self.path, "outputs", self._session.get_outputs(), graph.outputs)
+        self.inputs = {spec.name: spec for spec in graph.inputs}
+        self._outputs = [spec.name for spec in graph.outputs]
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        """Evaluate the graph.
+
+        Args:
+            inputs: every input by name, in its own dtype and shape.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            RequestError: ONNX Runtime refused the inputs or ran out of memory.
+        """
+        try:
+            outputs = self._session.run(self._outputs, inputs)
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            shapes = {name: (str(array.dtype), array.shape) for name, array in inputs.items()}
+            raise RequestError(f"{self.path.name} failed on {shapes}: {one_line(error)}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def fallback(self) -> str:
+        """How many nodes did not get the provider that was asked for, in words; empty when all did."""
+        elsewhere = sum(count for name, count in self.placement.items() if name != PROVIDERS[self.provider])
+        total = sum(self.placement.values())
+        return f"{elsewhere} of {total} nodes of {self.path.name} run on the CPU" if elsewhere else ""
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def choose_provider(wanted: str) -> tuple[str, str]:
+    """Turn "auto", "cpu" or "cuda" into a provider that works here, and one line that says why.
+
+    Raises:
+        EngineError: "cuda" was asked for and sessions would not run there; the message has cause and cure.
+        RequestError: an unknown name.
+    """
+    if wanted not in ("auto", *PROVIDERS):
+        raise RequestError(f"provider {wanted!r} is unknown; choose auto, {', '.join(PROVIDERS)}")
+    if wanted == "cpu":
+        return "cpu", "provider cpu, as asked"
+    problem = try_cuda()
+    if problem is None:
+        return "cuda", f"provider cuda{', as asked' if wanted == 'cuda' else ': it works here'}"
+    if wanted == "cuda":
+        raise EngineError(f"provider cuda cannot be used: {problem}")
+    return "cpu", f"provider cpu, since cuda cannot be used: {problem}"
+
+
+def try_cuda() -> str | None:
+    """Open a session of one node on CUDA; None if it really runs there, else the cause and the cure."""
+    engine = import_engine()
+    if PROVIDERS["cuda"] not in engine.get_available_providers():
+        return f"this ONNX Runtime wheel has no CUDA; run: pip uninstall -y onnxruntime, then {INSTALL_CUDA}"
+    if hasattr(engine, "preload_dlls"):
+        engine.preload_dlls()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = engine.SessionOptions()
+        options.log_severity_level = NOTHING
+        try:
+            session = engine.InferenceSession(PROBE, options, providers=[PROVIDERS["cuda"], PROVIDERS["cpu"]])
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            return f"{one_line(error)}; {VERSIONS_MUST_FIT}"
+    if session.get_providers()[0] == PROVIDERS["cuda"]:
+        return None
+    return f"{missing_library(Path(str(engine.__file__)).parent)}; {VERSIONS_MUST_FIT}"
+
+
+def missing_library(package: Path) -> str:
+    """Why ONNX Runtime's CUDA library does not load, in the loader's own words."""
+    for library in sorted((package / "capi").glob("*onnxruntime_providers_cuda*")):
+        try:
+            ctypes.CDLL(str(library), mode=getattr(os, "RTLD_LAZY", 1))
+        except OSError as error:
+            return one_line(error)
+    return "CUDA found no usable GPU"
+
+
+def open_session(engine: Any, model: bytes, provider: str, threads: int | None, name: str) -> Any:
+    """An ``InferenceSession`` that runs on ``provider``, or an error."""
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads is {threads}; it must be at least 1")
+    options = engine.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = [PROVIDERS[provider]]
+    if provider != "cpu":
+        providers.append(PROVIDERS["cpu"])
+    try:
+        session = engine.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        raise BundleError(f"{name} is not a graph that this ONNX Runtime can load: {one_line(error)}") from error
+    if session.get_providers()[0] != PROVIDERS[provider]:
+        raise EngineError(f"{name} was to run on {provider} but runs on {session.get_providers()[0]}")
+    return session
+
+
+def placement(session: Any) -> Counter[str]:
+    """Nodes by execution provider; empty where ONNX Runtime is too old (below 1.24) to say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return Counter()
+    return Counter(
+        {subgraph.ep_name: len(subgraph.get_nodes()) for subgraph in session.get_provider_graph_assignment_info()}
+    )
+
+
+def check_signature(path: Path, kind: str, actual: list[Any], expected: tuple[TensorSpec, ...]) -> None:
+    """Compare a graph's inputs or outputs with the manifest's.
+
+    Raises:
+        BundleError: a name, a dtype, a rank or a fixed dimension differs.
+    """
+    found = {node.name: (DTYPES.get(node.type, node.type), tuple(node.shape)) for node in actual}
+    wanted = {spec.name: (spec.dtype, spec.shape) for spec in expected}
+    same = found.keys() == wanted.keys() and all(same_tensor(found[name], wanted[name]) for name in wanted)
+    if not same:
+        raise BundleError(f"{path} has {kind} {found} where the manifest says {wanted}; export it again")
+
+
+def same_tensor(found: tuple[str, tuple[Any, ...]], wanted: tuple[str, tuple[int | str, ...]]) -> bool:
+    """Equal dtype and rank, and equal sizes where both are numbers and names where the manifest has names."""
+    (found_dtype, found_shape), (wanted_dtype, wanted_shape) = found, wanted
+    if found_dtype != wanted_dtype or len(found_shape) != len(wanted_shape):
+        return False
+    return all(
+        isinstance(a, int) == isinstance(b, int) and (a == b or isinstance(b, str))
+        for a, b in zip(found_shape, wanted_shape, strict=True)
+    )
+
+
+def as_inputs(session: Session, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Cast each value to the dtype the graph declares."""
+    return {name: np.ascontiguousarray(value, dtype=session.inputs[name].dtype) for name, value in values.items()}
