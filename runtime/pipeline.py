@@ -141,7 +141,8 @@ class Pipeline:
         """
         defaults = self.bundle.defaults
         if sampler is None:
-            sampler, num_inference_steps = defaults.sampler, num_inference_steps or defaults.num_inference_steps
+            sampler = defaults.sampler
+            num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         return compile_plan(self.bundle.noise_schedule, sampler, num_inference_steps, **options)
 
     def __call__(

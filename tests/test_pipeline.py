@@ -1,0 +1,153 @@
+"""Proves the loop on a network known in closed form, and that a picture depends on its seed alone, not on its batch."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_bundle
+
+from runtime.errors import RequestError
+from runtime.noise import noise_generator
+from runtime.pipeline import Pipeline, load
+from runtime.plan import compile_plan
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return load(tiny_bundle.write(tmp_path_factory.mktemp("models")), provider="cpu")
+
+
+def by_hand(label: int, seed: int, steps: int, guidance: float, eta: float, rng: str) -> np.ndarray:
+    """DDIM (Song et al. 2021, eq. 12) for one image, in float64 throughout."""
+    abar = tiny_bundle.alphas_cumprod()
+    generator = noise_generator(rng, seed)
+    shape = (1, tiny_bundle.SIZE, tiny_bundle.SIZE)
+    x = generator.draw(shape).astype(np.float64)
+    timesteps = [round(100 - k * 100 / steps) - 1 for k in range(steps)]
+    for t, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+        predicted = [x * t / (t + 1) + c / 10 for c in (tiny_bundle.CLASSES, label)]
+        eps = predicted[0] + guidance * (predicted[1] - predicted[0])
+        after, before = abar[t], 1.0 if following is None else abar[following]
+        sigma = eta * np.sqrt((1 - before) / (1 - after) * (1 - after / before))
+        x0 = (x - np.sqrt(1 - after) * eps) / np.sqrt(after)
+        x = np.sqrt(before) * x0 + np.sqrt(1 - before - sigma**2) * eps
+        if sigma > 0:
+            x = x + sigma * generator.draw(shape)
+    return x
+
+
+@pytest.mark.parametrize("rng", ["philox", "torch"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_loop_is_ddim_by_hand(pipeline: Pipeline, guidance: float, eta: float, rng: str) -> None:
+    result = pipeline([2, 0], guidance_scale=guidance, seed=11, rng=rng, num_inference_steps=10, eta=eta)
+    expected = np.stack([by_hand(2, 11, 10, guidance, eta, rng), by_hand(0, 12, 10, guidance, eta, rng)])
+    np.testing.assert_allclose(result.sample, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_picture_does_not_depend_on_its_batch(pipeline: Pipeline, sampler: str) -> None:
+    labels = [0, 1, 2, 1, 0]
+    together = pipeline(labels, seed=5, sampler=sampler, num_inference_steps=20)
+    for batch_size in (1, 2, 3):
+        apart = pipeline(labels, seed=5, sampler=sampler, num_inference_steps=20, batch_size=batch_size)
+        assert apart.sample.tobytes() == together.sample.tobytes()
+    alone = pipeline(1, seed=8, sampler=sampler, num_inference_steps=20)
+    assert alone.sample.tobytes() == together.sample[3:4].tobytes()
+
+
+def test_threads_share_a_pipeline(pipeline: Pipeline) -> None:
+    def draw(seed: int) -> bytes:
+        return pipeline([seed % 3], seed=seed, sampler="ddpm").sample.tobytes()
+
+    one_after_another = [draw(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(draw, range(8))) == one_after_another
+    assert len(set(one_after_another)) == 8
+
+
+def test_guidance_1_evaluates_the_network_once_per_row(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    evaluate = Pipeline.evaluate
+
+    def counting(self: Pipeline, sample: Any, timestep: float, labels: Any) -> Any:
+        batches.append(len(sample))
+        return evaluate(self, sample, timestep, labels)
+
+    monkeypatch.setattr(Pipeline, "evaluate", counting)
+    pipeline([0, 1], guidance_scale=1.0, num_inference_steps=4)
+    pipeline([0, 1], guidance_scale=2.0, num_inference_steps=4)
+    assert batches == [2] * 4 + [4] * 4
+
+
+def test_denoise_yields_every_row_and_predicts_the_original(pipeline: Pipeline) -> None:
+    plan = compile_plan(pipeline.bundle.noise_schedule, "ddim", 6)
+    steps = list(pipeline.denoise(np.array([1]), plan, 1.0, [3]))
+    assert [step.row for step in steps] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(steps[-1].pred_original_sample, steps[-1].sample, atol=1e-5)  # the last row ends at x_0
+
+
+def test_seeds_count_up_and_wrap(pipeline: Pipeline) -> None:
+    assert pipeline([0, 1, 2], seed=2**64 - 2, num_inference_steps=1).seeds == (2**64 - 2, 2**64 - 1, 0)
+
+
+def test_without_a_seed_one_is_drawn_and_kept(pipeline: Pipeline) -> None:
+    result = pipeline(0, num_inference_steps=2)
+    again = pipeline(0, num_inference_steps=2, seed=result.seeds[0])
+    assert again.sample.tobytes() == result.sample.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": 4}, "label 4 is out of range; tiny has 0 to 2"),
+        ({"class_labels": -1}, "label -1 is out of range"),
+        ({"class_labels": []}, "there is no label to draw"),
+        ({"class_labels": "seven"}, "class_labels 'seven' must be whole numbers"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"guidance_scale": 1e40}, "is no longer finite; guidance_scale 1e+40 is too large"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 101}, "exceeds num_train_timesteps 100"),
+        ({"sampler": "magic"}, "sampler 'magic' is unknown"),
+        ({"rng": "dice"}, "rng 'dice' is unknown; choose philox, torch"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 2**64}, "is out of range; give a whole number from 0 to 2**64 - 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_bad_requests_name_the_value_and_what_is_allowed(
+    pipeline: Pipeline, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError) as error:
+        pipeline(**{"class_labels": 0, **arguments})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_for_another_kind_of_network_is_refused(pipeline: Pipeline) -> None:
+    schedule = pipeline.bundle.noise_schedule
+    other = compile_plan(type(schedule)(schedule.alphas_cumprod, "v_prediction"), "ddim", 4)
+    with pytest.raises(RequestError, match="the plan is for v_prediction models; tiny predicts epsilon"):
+        pipeline(0, plan=other)
+
+
+def test_saved_pictures_carry_what_made_them(pipeline: Pipeline, tmp_path: Path) -> None:
+    import json
+
+    from PIL import Image
+
+    result = pipeline([2, 1], seed=9, num_inference_steps=3)
+    paths = result.save(tmp_path / "out.png")
+    assert [path.name for path in paths] == ["out-1.png", "out-2.png"]
+    for k, path in enumerate(paths):
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), result.images[k, ..., 0])
+            made = json.loads(picture.info["diffusion-anywhere"])
+        assert (made["seed"], made["class_label"], made["bundle"]) == (9 + k, [2, 1][k], "tiny")
+    with pytest.raises(RequestError, match=r"out-1\.png exists; choose another name or add --overwrite"):
+        result.save(tmp_path / "out.png")
