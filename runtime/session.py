@@ -7,7 +7,9 @@ manifest says.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import warnings
 from collections import Counter
@@ -38,7 +40,7 @@ PROBE = (
     b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\x14"
 )
 INSTALL_CUDA = "pip install 'diffusion-anywhere[cuda]'"
-VERSIONS_MUST_FIT = "the wheel's version must fit the CUDA and cuDNN that are installed"
+CUDA_CURE = "run: pip install 'onnxruntime-gpu[cuda,cudnn]', or choose the wheel that fits the CUDA you have"
 # ONNX Runtime's log severities.
 ERRORS_ONLY = 3
 NOTHING = 4
@@ -116,6 +118,8 @@ def choose_provider(wanted: str) -> tuple[str, str]:
         raise RequestError(f"provider {wanted!r} is unknown; choose auto, {', '.join(PROVIDERS)}")
     if wanted == "cpu":
         return "cpu", "provider cpu, as asked"
+    if wanted == "auto" and PROVIDERS["cuda"] not in import_engine().get_available_providers():
+        return "cpu", "provider cpu: all that this ONNX Runtime wheel has"
     problem = try_cuda()
     if problem is None:
         return "cuda", f"provider cuda{', as asked' if wanted == 'cuda' else ': it works here'}"
@@ -129,19 +133,20 @@ def try_cuda() -> str | None:
     engine = import_engine()
     if PROVIDERS["cuda"] not in engine.get_available_providers():
         return f"this ONNX Runtime wheel has no CUDA; run: pip uninstall -y onnxruntime, then {INSTALL_CUDA}"
-    if hasattr(engine, "preload_dlls"):
-        engine.preload_dlls()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # What ONNX Runtime prints and logs of a failure is long, comes twice and names no cure; the cause is found below.
+    engine.set_default_logger_severity(NOTHING)
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        if hasattr(engine, "preload_dlls"):
+            engine.preload_dlls()
         options = engine.SessionOptions()
         options.log_severity_level = NOTHING
         try:
             session = engine.InferenceSession(PROBE, options, providers=[PROVIDERS["cuda"], PROVIDERS["cpu"]])
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            return f"{one_line(error)}; {VERSIONS_MUST_FIT}"
+            return f"{one_line(error)}; {CUDA_CURE}"
     if session.get_providers()[0] == PROVIDERS["cuda"]:
         return None
-    return f"{missing_library(Path(str(engine.__file__)).parent)}; {VERSIONS_MUST_FIT}"
+    return f"{missing_library(Path(str(engine.__file__)).parent)}; {CUDA_CURE}"
 
 
 def missing_library(package: Path) -> str:
