@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+MOST_TIMESTEPS = 1_000_000  # a schedule may be a stranger's, and its tables are as long as it says
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -32,7 +34,7 @@ class NoiseSchedule:
             (latent diffusion, Rombach et al. 2022).
 
     Raises:
-        ValueError: T is below 1, a β is outside (0, 1), they decrease, or the name is unknown.
+        ValueError: T is below 1 or above a million, a β is outside (0, 1), they decrease, or the name is unknown.
     """
 
     num_train_timesteps: int = 1000
@@ -41,8 +43,8 @@ class NoiseSchedule:
     beta_schedule: Literal["linear", "scaled_linear"] = "linear"
 
     def __post_init__(self) -> None:
-        if self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}; it must be at least 1")
+        if not 1 <= self.num_train_timesteps <= MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}; it must be 1 to {MOST_TIMESTEPS}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"betas from {self.beta_start} to {self.beta_end}: they must lie between 0 and 1 and not decrease"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from training import configuration
 from training.ddpm.model import UNetConfig
 from training.noise_schedule import NoiseSchedule
 
@@ -47,15 +46,20 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_steps", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed is {self.seed}; it must be below 2^64")
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"mixed_precision {self.mixed_precision!r} is unknown; choose no or bf16")
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """The configuration as it stands in a checkpoint's metadata."""
+        return configuration.to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
@@ -64,19 +68,14 @@ class TrainConfig:
         Raises:
             ValueError: not JSON, or not the fields of this class.
         """
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            model, schedule = UNetConfig(**fields.pop("model")), NoiseSchedule(**fields.pop("schedule"))
-            return cls(model=model, schedule=schedule, **fields)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a training configuration: {error}") from error
+        return configuration.from_json(cls, text)
 
 
 def paper(dataset: str, model: UNetConfig) -> TrainConfig:
     """The paper's settings: 10 epochs in batches of 256, T = 400, β from 1e-4 to 0.02.
 
-    These betas were meant for a thousand steps. After 400 of them ᾱ is 0.0173, so 13 % of the signal's amplitude is left where sampling
-    starts from pure noise. The paper has it so, and the preset keeps it.
+    These betas were meant for a thousand steps. After 400 of them ᾱ is 0.0173, so 13 % of the signal's amplitude is
+    left where sampling starts from pure noise. The paper has it so, and the preset keeps it.
     """
     return TrainConfig(dataset=dataset, model=model, schedule=NoiseSchedule(num_train_timesteps=400))
 

@@ -1,11 +1,11 @@
 """The forward process of DDPM, its posterior and the training loss (Ho et al. 2020).
 
-Shapes: B batch, ``...`` the image's own. ``timesteps`` are int64 (B,) indices into the schedule. No function here draws its own
-randomness: noise is an argument, so that a caller decides what repeats.
+Shapes: B batch, ``...`` the image's own. ``timesteps`` are int64 (B,) indices into the schedule. No function here draws
+its own randomness: noise is an argument, so that a caller decides what repeats.
 
-The paper this project follows prints three of the formulas with slips; what stands here is the corrected form, tested against
-Monte Carlo in ``tests/test_diffusion.py``: its (10) drops the bar of ᾱ_{t-1}, its (12) has a wrong sign, and its (14) has 1/√ᾱ_t where
-1/√α_t belongs.
+The paper this project follows prints three of the formulas with slips; what stands here is the corrected form, tested
+against Monte Carlo in ``tests/test_diffusion.py``: its (10) drops the bar of ᾱ_{t-1}, its (12) has a wrong sign, and
+its (14) has 1/√ᾱ_t where 1/√α_t belongs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def q_posterior(schedule: NoiseSchedule, original: Tensor, sample: Tensor, times
 
 
 def posterior_variance(schedule: NoiseSchedule, timesteps: Tensor, like: Tensor) -> Tensor:
-    """β̃_t = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) β_t, shaped (B, 1, ..., 1) (Ho et al. 2020, eq. 7; eq. 13 of the paper we follow)."""
+    """β̃_t = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) β_t, shaped (B, 1, ..., 1) (Ho et al. 2020, eq. 7; our paper's eq. 13)."""
     variance = (1 - schedule.alphas_cumprod_prev) / (1 - schedule.alphas_cumprod) * schedule.betas
     return gather(variance, timesteps, like)
 
@@ -100,7 +100,8 @@ def training_loss(
         model: predicts noise from (x_t, t, label).
         schedule: the variance schedule.
         original: x_0 in [-1, 1], (B, C, H, W).
-        class_labels: int64 (B,), already dropped to the null class where guidance wants it (Ho & Salimans 2022, algorithm 1).
+        class_labels: int64 (B,), already dropped to the null class where guidance wants it (Ho & Salimans 2022,
+            algorithm 1).
         timesteps: int64 (B,).
         noise: ε, standard normal, shaped like ``original``.
 

@@ -3,11 +3,12 @@
 Shapes: B batch, C image channels, H = W = image_size, F features, K classes. Three resolutions: H, H/2 and H/4;
 below them one vector of 2F numbers per image, from which the way up begins.
 
-The network follows the paper and its published ancestor (TeaPearce/Conditional_Diffusion_MNIST) in its blocks and in the way
-conditions enter: the class multiplies and the time adds, once at each level of the way up. It departs from them in three things:
-the time passes through a sinusoidal embedding (Vaswani et al. 2017, section 3.5) before its Linear-GELU-Linear block, so that
-fractions are welcome and neighbours are told apart; the image size and the number of classes are parameters; and a dropped
-label is the all-zero vector, a kept one its one-hot vector (the ancestor's mask turned kept labels into -1).
+The network follows the paper and its published ancestor (TeaPearce/Conditional_Diffusion_MNIST) in its blocks and in
+the way conditions enter: the class multiplies and the time adds, once at each level of the way up. It departs from them
+in three things: the time passes through a sinusoidal embedding (Vaswani et al. 2017, section 3.5) before its
+Linear-GELU-Linear block, so that fractions are welcome and neighbours are told apart; the image size and the number of
+classes are parameters; and a dropped label is the all-zero vector, a kept one its one-hot vector (the ancestor's mask
+turned kept labels into -1).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 GROUPS = 8
+MOST_FEATURES = 1024  # 430 million parameters
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class UNetConfig:
     Attributes:
         in_channels: C, channels of the image.
         image_size: H = W in pixels; a multiple of 4, since there are two poolings.
-        features: F, channels at full resolution; a multiple of 8, the number of normalisation groups.
+        features: F, channels at full resolution; a multiple of 8, the number of normalisation groups, up to 1024.
         num_classes: K; the label K stands for "no class" (the null class of classifier-free guidance).
     """
 
@@ -42,12 +44,12 @@ class UNetConfig:
             raise ValueError(f"in_channels {self.in_channels} and num_classes {self.num_classes} must be at least 1")
         if self.image_size < 4 or self.image_size % 4:
             raise ValueError(f"image_size {self.image_size} must be a multiple of 4")
-        if self.features < GROUPS or self.features % GROUPS:
-            raise ValueError(f"features {self.features} must be a multiple of {GROUPS}")
+        if not GROUPS <= self.features <= MOST_FEATURES or self.features % GROUPS:
+            raise ValueError(f"features {self.features} must be a multiple of {GROUPS}, up to {MOST_FEATURES}")
 
 
 class ResidualConvBlock(nn.Module):
-    """Two 3x3 convolutions, each with batch normalisation and GELU; with ``residual``, the first one's output is added."""
+    """Two 3x3 convolutions, each with batch normalisation and GELU; ``residual`` adds the first one's output."""
 
     def __init__(self, in_channels: int, out_channels: int, residual: bool = False) -> None:
         super().__init__()

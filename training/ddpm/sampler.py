@@ -1,7 +1,8 @@
 """Reference samplers in PyTorch: what the torch-free runtime is proven against, and what training previews with.
 
-They are written from the papers' formulas, step by step, and share no code with the runtime's plan tables: agreement between the
-two is evidence. Noise is an argument, and each sampler is a generator that yields the sample after every step.
+They are written from the papers' formulas, step by step, and share no code with the runtime's plan tables: agreement
+between the two is evidence. Noise is an argument, and each sampler is a generator that yields the sample after every
+step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from training.noise_schedule import NoiseSchedule
 Noise = Callable[[], Tensor]
 
 
-def guided(model: Denoiser, class_labels: Tensor, null_class: int, guidance_scale: float) -> Callable[[Tensor, int], Tensor]:
+def guided(
+    model: Denoiser, class_labels: Tensor, null_class: int, guidance_scale: float
+) -> Callable[[Tensor, int], Tensor]:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): uncond + s (cond - uncond), in one batch [uncond, cond].
 
     ``guidance_scale`` is s; the papers' w is s - 1. At s = 1 the unconditional half is not evaluated.
@@ -59,7 +62,11 @@ def sample_ddpm(
         timesteps = torch.full((len(sample),), t)
         mean = reverse_mean(schedule, sample, timesteps, predict(sample, t))
         if t > 0:
-            sigma = posterior_variance(schedule, timesteps, sample) if variance == "posterior" else gather(schedule.betas, timesteps, sample)
+            sigma = (
+                posterior_variance(schedule, timesteps, sample)
+                if variance == "posterior"
+                else gather(schedule.betas, timesteps, sample)
+            )
             sample = mean + sigma.sqrt() * noise()
         else:
             sample = mean

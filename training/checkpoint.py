@@ -1,0 +1,80 @@
+"""Checkpoints: safetensors files that carry their own configuration, written aside and moved into place.
+
+Nothing is pickled, so a checkpoint from a stranger can be opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from training import atomic
+from training.errors import CheckpointError
+
+__all__ = ["CheckpointError", "Kind", "fill", "one_line", "read", "write"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of checkpoint.
+
+    Attributes:
+        format: stands in the metadata of each of its files, and is what tells them from other people's.
+        noun: what messages call it.
+        command: makes one; ``{folder}`` in it is where.
+    """
+
+    format: str
+    noun: str
+    command: str
+
+
+def write(path: Path, kind: Kind, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a checkpoint so that at every moment ``path`` is either the old file or the new one, whole.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic.write(path, save(stored, {"format": kind.format, **metadata}))
+
+
+def read(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a checkpoint's tensors and metadata.
+
+    Raises:
+        CheckpointError: not there, not safetensors, or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; make one with: {kind.command.format(folder=path.parent)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            if metadata.get("format") != kind.format:
+                raise CheckpointError(
+                    f"{path} is not a {kind.noun} of this project (its format is {metadata.get('format')!r})"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({one_line(error)})") from error
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a model made on the meta device its tensors, in float32.
+
+    So a checkpoint whose configuration claims more than its file holds is refused before memory is taken for it.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    model.load_state_dict(tensors, assign=True)
+    model.float()
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of some library, short enough for a line of ours."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

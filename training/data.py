@@ -1,0 +1,235 @@
+"""Data sets: fetched once, checked, and held in memory as uint8.
+
+MNIST comes as its four official IDX files (LeCun et al.), fetched into a cache by pooch, or read from a folder that
+holds them (gzipped or not) or one ``mnist.npz``. Whatever the wrapping, what counts is what is inside: each array is
+compared with its published content by SHA-256, so a truncated or altered file is noticed before a day of training on
+it. One's own images come as an ``.npz``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import math
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pooch
+
+from training.checkpoint import one_line
+from training.errors import DataError
+
+__all__ = ["DATASETS", "DATA_VARIABLE", "DataError", "Dataset", "load"]
+
+UInt8 = npt.NDArray[np.uint8]
+
+DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, C, H, W) and labels uint8 (N,), with a name and the SHA-256 of both for the record."""
+
+    name: str
+    images: UInt8
+    labels: UInt8
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One official file: name without ``.gz``, shape, published MD5 of the gzip, and SHA-256 of the array inside."""
+
+    name: str
+    shape: tuple[int, ...]
+    gzip_md5: str
+    array_sha256: str
+
+
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST = {
+    "x_train": IdxFile(
+        "train-images-idx3-ubyte",
+        (60000, 28, 28),
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    ),
+    "y_train": IdxFile(
+        "train-labels-idx1-ubyte",
+        (60000,),
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    ),
+    "x_test": IdxFile(
+        "t10k-images-idx3-ubyte",
+        (10000, 28, 28),
+        "9fb629c4189551a2d022fa330f9573f3",
+        "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    ),
+    "y_test": IdxFile(
+        "t10k-labels-idx1-ubyte",
+        (10000,),
+        "ec29112dd5afa0611ce80d1b7f02629c",
+        "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    ),
+}
+DATASETS = ("mnist",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which every command is told its data set."""
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help=f"{', '.join(DATASETS)}, or the path of an .npz with x_train, y_train, x_test, y_test",
+    )
+    parser.add_argument(
+        "--data", type=Path, help=f"folder with the official files; else ${DATA_VARIABLE}, else they are fetched"
+    )
+
+
+def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset:
+    """Load a split of a known data set, or of one's own ``.npz``.
+
+    Args:
+        name: "mnist", or the path of an ``.npz`` with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``): uint8
+            images (N, H, W) or (N, H, W, C), and labels (N,) from 0.
+        split: "train" or "test".
+        folder: where the official files lie; without it the folder named by ``$DIFFUSION_ANYWHERE_DATA``, and without
+            that they are fetched into the user's cache.
+
+    Raises:
+        DataError: with one line that names the file and the cure.
+    """
+    if name.endswith(".npz"):
+        images, labels = read_npz(Path(name), {f"x_{split}": None, f"y_{split}": None})
+        return own_dataset(Path(name), images, labels)
+    if name not in DATASETS:
+        raise DataError(f"data set {name!r} is unknown; choose {', '.join(DATASETS)}, or give the path of an .npz")
+    if folder is None and os.environ.get(DATA_VARIABLE):
+        folder = Path(os.environ[DATA_VARIABLE])
+    images, labels = (mnist_array(f"{axis}_{split}", folder) for axis in "xy")
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return Dataset(name, images[:, None], labels, digest)
+
+
+def mnist_array(key: str, folder: Path | None) -> UInt8:
+    """One checked array of MNIST, from ``folder`` or fetched."""
+    file = MNIST[key]
+    if folder is None:
+        path = fetch(file)
+    else:
+        candidates = [base / f"{file.name}{end}" for base in (folder / "mnist", folder) for end in (".gz", "")]
+        candidates += [folder / "mnist.npz"]
+        found = [path for path in candidates if os.path.isfile(path)]  # False, too, where one may not look
+        if not found:
+            raise DataError(
+                f"{folder} holds neither {file.name}.gz nor mnist.npz; give another folder with --data, "
+                f"or none there and none in ${DATA_VARIABLE} to fetch MNIST (11 MB)"
+            )
+        path = found[0]
+    array = read_npz(path, {key: file.shape})[0] if path.suffix == ".npz" else read_idx(path, file.shape)
+    if hashlib.sha256(array.tobytes()).hexdigest() != file.array_sha256:
+        raise DataError(
+            f"{path}: {key} is not the published MNIST (its SHA-256 differs); delete the file and fetch it again"
+        )
+    return array
+
+
+def fetch(file: IdxFile) -> Path:
+    """Fetch one official file into the user's cache; pooch checks its MD5 and writes it aside first."""
+    url = f"{MNIST_URL}{file.name}.gz"
+    try:
+        folder = pooch.os_cache("diffusion-anywhere") / "mnist"
+        return Path(pooch.retrieve(url, f"md5:{file.gzip_md5}", fname=f"{file.name}.gz", path=folder))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"could not fetch {url} ({one_line(error)}); give a folder that holds it with --data or ${DATA_VARIABLE}"
+        ) from error
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8:
+    """Read an IDX file of unsigned bytes, gzipped or not, whose shape is known beforehand.
+
+    The format: two zero bytes, 0x08 for unsigned byte, the number of dimensions, each dimension as big-endian uint32,
+    the bytes. No more is unpacked than the shape allows, whatever the file claims.
+    """
+    expected = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    count = math.prod(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header, body, rest = stream.read(len(expected)), stream.read(count), stream.read(1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged ({one_line(error)}); delete it and fetch it again") from error
+    if header != expected:
+        raise DataError(f"{path} is not an IDX file of shape {shape}; delete it and fetch it again")
+    if len(body) != count or rest:
+        raise DataError(
+            f"{path} holds {len(body)} of {count} bytes{' and more' if rest else ''}; delete it and fetch it again"
+        )
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def read_npz(path: Path, wanted: dict[str, tuple[int, ...] | None]) -> list[UInt8]:
+    """Read uint8 arrays from an ``.npz``, by name and, where it is known beforehand, shape.
+
+    Nothing is ever unpickled, and types and shapes are looked at before any content is unpacked.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; give an .npz with {', '.join(wanted)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {name.removesuffix(".npy") for name in archive.namelist()}
+            missing = wanted.keys() - held
+            if missing:
+                raise DataError(
+                    f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(sorted(held)) or 'nothing'}"
+                )
+            return [read_npy(path, archive, key, shape) for key, shape in wanted.items()]
+    # zipfile raises RuntimeError for an encrypted file or an unknown compression, KeyError for a name that is no .npy.
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged ({one_line(error)})") from error
+
+
+def read_npy(path: Path, archive: zipfile.ZipFile, key: str, expected: tuple[int, ...] | None) -> UInt8:
+    """Read one array of an ``.npz`` that is open."""
+    with archive.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = header(stream)
+        if dtype != np.uint8:
+            raise DataError(f"{path}: {key} holds {'pickled objects' if dtype.hasobject else dtype}; it must be uint8")
+        if expected not in (None, shape):
+            raise DataError(f"{path}: {key} is of shape {shape}; expected {expected}")
+        size = archive.getinfo(f"{key}.npy").file_size - stream.tell()
+        if math.prod(shape) != size:
+            raise DataError(f"{path}: {key} claims the shape {shape} and {size} bytes")
+        body = stream.read(size)
+    return np.frombuffer(body, np.uint8).reshape(shape, order="F" if fortran_order else "C")
+
+
+def own_dataset(path: Path, images: UInt8, labels: UInt8) -> Dataset:
+    """Check the shapes of one's own images and bring them to (N, C, H, W)."""
+    if images.ndim not in (3, 4) or labels.shape != images.shape[:1] or not len(images):
+        raise DataError(
+            f"{path}: images {images.shape} and labels {labels.shape}; expected (N, H, W) or (N, H, W, C), and (N,)"
+        )
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    _, channels, height, width = images.shape
+    if height != width or height < 4 or height % 4 or channels not in (1, 3):
+        raise DataError(
+            f"{path}: images of {height}x{width} with {channels} channels; "
+            f"they must be square, the side a multiple of 4, with 1 or 3 channels"
+        )
+    return Dataset(path.stem, images, labels, digest)
