@@ -1,0 +1,109 @@
+# Every target is all the set-up there is: it makes the virtual environment it needs, says what goes into it and why, and runs.
+# An environment is made anew only when pyproject.toml has changed; its stamp is written last, so that an installation that was
+# broken off is never taken for a whole one.
+#
+#   make               lint and test
+#   make demo          draw a sheet of digits, without PyTorch
+#   make quick         the tests that end within a minute together
+#   make test          all tests but those that need a full-size model or a GPU
+#   make test-full     the tests that need a full-size model
+#   make test-cuda     the tests that need an NVIDIA GPU; without one they are skipped, with the reason
+#   make lint          ruff and mypy
+#   make bench         speed and memory of the runtime
+#   make clean         remove environments, caches and built packages; runs, data and bundles stay
+#
+# Variables, given after the target:
+#
+#   PYTHON=python3.12                the Python to make environments with, 3.11 or later
+#   PYTEST_FLAGS='-k plan -x'        more arguments for pytest
+#   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. Its CPU build is all the tests need, and a tenth of the CUDA
+#                                    build, which pip takes by itself on Linux with x86-64 unless it is told where the CPU build is:
+#   PIP_FLAGS='--find-links FOLDER'  more arguments for pip, such as a folder of wheels or another index
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+DEMO := .venv/demo
+TEST := .venv/test
+CUDA := .venv/cuda
+
+# Packages that lie on these paths would be importable in an environment that promises not to have them.
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := all
+.PHONY: all demo quick test test-full test-cuda lint bench clean
+
+all: lint test
+
+# An empty environment where the stamp will be, or one line that says why there is none.
+define environment
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "error: PYTHON=$(PYTHON) is \"$$($(PYTHON) --version 2>&1)\"; give Python 3.11 or later, for example: make PYTHON=python3.11" >&2; \
+  exit 2; }; \
+rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+endef
+
+# -qq: pip speaks only of errors. Without it the lines that matter drown.
+install = $(@D)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
+
+$(DEMO)/.ready: pyproject.toml
+	@$(environment)
+	@echo "$(@D): installing the runtime with ONNX Runtime for the CPU: what drawing needs, and no PyTorch (65 MB to fetch)"
+	@$(install) -e '.[cpu]'
+	@touch $@
+
+$(TEST)/.ready: pyproject.toml
+	@$(environment)
+	@echo "$(@D): installing $(TORCH), to train and to compare with, before anything else can choose another build (190 MB to fetch)"
+	@$(install) '$(TORCH)'
+	@echo "$(@D): installing the packages that train, export, draw, test and lint (180 MB to fetch)"
+	@$(install) -e '.[train,export,cpu,dev]'
+	@touch $@
+
+$(CUDA)/.ready: pyproject.toml
+	@$(environment)
+	@echo "$(@D): installing $(TORCH), and ONNX Runtime for CUDA in place of the CPU's: the two cannot share an environment"
+	@$(install) '$(TORCH)'
+	@$(install) -e '.[train,export,cuda,dev]'
+	@touch $@
+
+demo: $(DEMO)/.ready
+	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then echo "error: PyTorch is importable in $(DEMO); make clean" >&2; exit 1; fi
+	@echo "make demo: drawing ten pictures of each digit in an environment that has never seen PyTorch"
+	$(DEMO)/bin/python -m runtime --model models_onnx/mnist-paper --label all --count 10 --seed 0 --grid --overwrite -o demo.png
+	@echo "make demo: the sheet is $(CURDIR)/demo.png, a row for each digit"
+
+quick: $(TEST)/.ready
+	$(TEST)/bin/python -m pytest -m 'not slow and not full and not cuda' $(PYTEST_FLAGS)
+
+test: $(TEST)/.ready
+	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PYTEST_FLAGS)
+
+# $(call marked,FOLDER,MARK) runs the tests with a mark. pytest ends with status 5 where no test has it, which is no failure.
+define marked
+@status=0; $(1)/bin/python -m pytest -q --collect-only -m $(2) >/dev/null 2>&1 || status=$$?; \
+if [ $$status -eq 5 ]; then echo "make $@: no test is marked $(2) yet, so there is nothing to run"; \
+else set -x; $(1)/bin/python -m pytest -m $(2) $(PYTEST_FLAGS); fi
+endef
+
+test-full: $(TEST)/.ready
+	$(call marked,$(TEST),full)
+
+# Where there is no GPU the test environment will do, since the tests only say why they are skipped.
+test-cuda: $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo a GPU),$(CUDA),$(TEST))/.ready
+	$(call marked,$(<D),cuda)
+
+lint: $(TEST)/.ready
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+# To be filled: the runtime against the reference sampler in PyTorch, in turn in one run.
+bench: $(TEST)/.ready
+	$(TEST)/bin/python -m runtime benchmark --model models_onnx/mnist-paper
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find training export runtime tests -name __pycache__ -type d -prune -exec rm -rf {} +

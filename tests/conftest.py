@@ -1,0 +1,68 @@
+"""What the tests share: real digits, where whole data sets lie, and which tests this machine cannot run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
+MNIST_SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+
+
+@pytest.fixture(scope="session")
+def mnist_sample_file() -> Path:
+    """The committed digits as a file, in the layout that ``python -m training ddpm --dataset FILE.npz`` reads."""
+    return MNIST_SAMPLE
+
+
+@pytest.fixture(scope="session")
+def mnist_sample() -> dict[str, npt.NDArray[np.uint8]]:
+    """The committed digits, uint8: x_train (400, 28, 28), y_train (400,), x_test (100, 28, 28), y_test (100,)."""
+    with np.load(MNIST_SAMPLE, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    for array in arrays.values():
+        array.flags.writeable = False  # shared by every test of the session
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder with the whole of MNIST; without one the test is skipped, with a wrong one it fails."""
+    if not os.environ.get(DATA_VARIABLE):
+        pytest.skip(f"{DATA_VARIABLE} is not set; let it name the folder that holds MNIST to run this test")
+    folder = Path(os.environ[DATA_VARIABLE])
+    if not folder.is_dir():
+        pytest.fail(f"{DATA_VARIABLE} is {folder}, which is no folder", pytrace=False)
+    return folder
+
+
+@cache
+def missing_for_cuda() -> str | None:
+    """Why tests marked ``cuda`` cannot run here, or None.
+
+    Only what is absent counts. A GPU and a wheel for it that do not work together are for the tests to find.
+    """
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        listed = False
+    if not listed:
+        return "needs an NVIDIA GPU, and nvidia-smi -L lists none"
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "needs ONNX Runtime for CUDA, which `make test-cuda` installs"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        reason = missing_for_cuda()
+        if reason:
+            pytest.skip(reason)

@@ -1,0 +1,172 @@
+"""Proves that the documentation is true of this repository: the README's snippets run, or where running them would take
+hours or install packages, every target, extra and option they name exists; its annotated tree names real files and all
+of the top level; and links between the pages lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+LANGUAGES = {"bash", "python", "text"}  # text is not run: a listing or an output
+
+
+class Snippet(NamedTuple):
+    language: str
+    code: str
+    line: int
+
+
+def snippets(page: str) -> list[Snippet]:
+    """The fenced blocks of a page, with the line that each begins on."""
+    blocks = re.finditer(r"^```(.*)\n((?:.*\n)*?)```$", page, re.MULTILINE)
+    return [Snippet(block[1].strip(), block[2], page[: block.start()].count("\n") + 2) for block in blocks]
+
+
+def commands(page: str) -> list[Snippet]:
+    """The commands of the bash blocks, one by one; a backslash at the end of a line joins it to the next."""
+    found = []
+    for language, code, line in snippets(page):
+        if language == "bash":
+            joined = re.sub(r"\\\n\s*", " ", code).splitlines()
+            found += [Snippet(language, text, line) for text in joined if text and not text.startswith("#")]
+    return found
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run with the clone on the path, and without what an outer make tells an inner one."""
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "DIFFUSION_ANYWHERE_MODELS"}
+    kept = {name: value for name, value in os.environ.items() if name not in outer}
+    environment = {**kept, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def run_python(words: list[str], folder: Path) -> None:
+    finished = run([sys.executable, *words], folder)
+    assert finished.returncode == 0, finished.stderr
+
+
+def check_make(words: list[str]) -> None:
+    """Let make say what it would do, which it cannot for a target that does not exist."""
+    finished = run([*words, "-n"], ROOT)
+    assert finished.returncode == 0, finished.stderr
+
+
+def check_pip(words: list[str]) -> None:
+    """Only this project is installed, with extras that it has."""
+    assert words[1] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for word in words[2:]:
+        named = re.fullmatch(r"-e|\.(?:\[([\w,]+)\])?", word)
+        assert named, f"{word} is none of . and .[EXTRAS] and -e"
+        assert set(named[1].split(",") if named[1] else ()) <= extras.keys()
+
+
+def check_training(words: list[str]) -> None:
+    """Parse the options of what would take hours."""
+    importlib.import_module(f"training.{words[3]}.command").parser().parse_args(words[4:])
+
+
+RUN = ("python -m runtime", "python -m export")
+CHECK: dict[str, Callable[[list[str]], None]] = {
+    "make": check_make,
+    "pip": check_pip,
+    "python -m training": check_training,
+}
+
+
+def begins_with(command: str, starts: Iterable[str]) -> str | None:
+    """The one of ``starts`` that the command begins with, word for word."""
+    return next((start for start in starts if f"{command} ".startswith(f"{start} ")), None)
+
+
+def parameters(found: Iterable[Snippet]) -> list[object]:
+    return [pytest.param(snippet.code, id=f"line{snippet.line}:{snippet.code[:50]}") for snippet in found]
+
+
+def test_every_snippet_is_of_a_known_kind() -> None:
+    assert len(re.findall("^```", README, re.MULTILINE)) == 2 * len(snippets(README))
+    assert {snippet.language for snippet in snippets(README)} <= LANGUAGES
+    assert [each.code for each in commands(README) if not begins_with(each.code, [*RUN, *CHECK])] == []
+
+
+@pytest.mark.parametrize("command", parameters(each for each in commands(README) if begins_with(each.code, CHECK)))
+def test_what_a_command_names_exists(command: str) -> None:
+    CHECK[begins_with(command, CHECK) or ""](shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    "command", ["make no-such-target", "pip install .[no-such-extra]", "python -m training ddpm --no-such-option 1"]
+)
+def test_the_checks_notice_what_does_not_exist(command: str) -> None:
+    with pytest.raises((AssertionError, SystemExit)):
+        test_what_a_command_names_exists(command)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, mnist_sample_file: Path) -> Path:
+    """A folder to run snippets in, one after another, with the committed bundle, and the checkpoint
+    of a few seconds' training where the README's would be."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "models_onnx").mkdir()
+    (folder / "models_onnx" / "mnist-paper").symlink_to(ROOT / "models_onnx" / "mnist-paper")
+    options = "--out runs/mnist-paper --epochs 1 --batch-size 200 --features 8"
+    run_python(["-m", "training", "ddpm", "--dataset", str(mnist_sample_file), *options.split()], folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", parameters(each for each in commands(README) if begins_with(each.code, RUN)))
+def test_command_runs(command: str, workspace: Path) -> None:
+    run_python(shlex.split(command)[1:], workspace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", parameters(each for each in snippets(README) if each.language == "python"))
+def test_python_snippet_runs(code: str, workspace: Path) -> None:
+    run_python(["-c", code], workspace)
+
+
+def tree(page: str) -> list[Path]:
+    """The paths of the annotated tree, the last block of the page: two spaces of indentation for each level."""
+    branch: list[str] = []
+    paths = []
+    for line in snippets(page)[-1].code.splitlines():
+        entry = re.fullmatch(r"((?:  )*)(\S+) {2,}\S.*", line)
+        assert entry, f"{line!r} is no name with its description"
+        branch[len(entry[1]) // 2 :] = [entry[2]]
+        paths.append(Path(*branch))
+    return paths
+
+
+def test_everything_in_the_tree_exists() -> None:
+    assert [str(path) for path in tree(README) if not (ROOT / path).exists()] == []
+
+
+def test_the_tree_has_the_whole_top_level() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("this is no git checkout, so what belongs to the repository is not known")
+    committed = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    assert committed - {path.parts[0] for path in tree(README)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"", prose)
+    targets = [(first or second).partition("#")[0] for first, second in links]
+    relative = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+    assert [target for target in relative if not (page.parent / target).exists()] == []
