@@ -16,7 +16,21 @@ def ddpm(arguments: list[str]) -> int:
     return main(arguments)
 
 
-COMMANDS = {"ddpm": ddpm}
+def classifier(arguments: list[str]) -> int:
+    """train the classifier that judges samples"""
+    from training.classifier.command import main
+
+    return main(arguments)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """draw from a bundle and let a classifier judge"""
+    from training.evaluate.command import main
+
+    return main(arguments)
+
+
+COMMANDS = {"ddpm": ddpm, "classifier": classifier, "evaluate": evaluate}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,25 +9,19 @@ it. One's own images come as an ``.npz``.
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
-import math
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pooch
 
+from training.arrays import Array, Expected, UInt8, read_idx, read_npz
 from training.checkpoint import one_line
 from training.errors import DataError
 
 __all__ = ["DATASETS", "DATA_VARIABLE", "DataError", "Dataset", "load"]
-
-UInt8 = npt.NDArray[np.uint8]
 
 DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
 
@@ -84,6 +78,7 @@ MNIST = {
     ),
 }
 DATASETS = ("mnist",)
+MOST_LABELS = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +98,7 @@ def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset
 
     Args:
         name: "mnist", or the path of an ``.npz`` with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``): uint8
-            images (N, H, W) or (N, H, W, C), and labels (N,) from 0.
+            images (N, H, W) or (N, H, W, C), and integer labels (N,) from 0.
         split: "train" or "test".
         folder: where the official files lie; without it the folder named by ``$DIFFUSION_ANYWHERE_DATA``, and without
             that they are fetched into the user's cache.
@@ -112,7 +107,8 @@ def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset
         DataError: with one line that names the file and the cure.
     """
     if name.endswith(".npz"):
-        images, labels = read_npz(Path(name), {f"x_{split}": None, f"y_{split}": None})
+        wanted = {f"x_{split}": Expected(), f"y_{split}": Expected(("uint8", "int32", "int64"))}
+        images, labels = read_npz(Path(name), wanted)
         return own_dataset(Path(name), images, labels)
     if name not in DATASETS:
         raise DataError(f"data set {name!r} is unknown; choose {', '.join(DATASETS)}, or give the path of an .npz")
@@ -138,7 +134,9 @@ def mnist_array(key: str, folder: Path | None) -> UInt8:
                 f"or none there and none in ${DATA_VARIABLE} to fetch MNIST (11 MB)"
             )
         path = found[0]
-    array = read_npz(path, {key: file.shape})[0] if path.suffix == ".npz" else read_idx(path, file.shape)
+    array = (
+        read_npz(path, {key: Expected(shape=file.shape)})[0] if path.suffix == ".npz" else read_idx(path, file.shape)
+    )
     if hashlib.sha256(array.tobytes()).hexdigest() != file.array_sha256:
         raise DataError(
             f"{path}: {key} is not the published MNIST (its SHA-256 differs); delete the file and fetch it again"
@@ -158,72 +156,15 @@ def fetch(file: IdxFile) -> Path:
         ) from error
 
 
-def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8:
-    """Read an IDX file of unsigned bytes, gzipped or not, whose shape is known beforehand.
-
-    The format: two zero bytes, 0x08 for unsigned byte, the number of dimensions, each dimension as big-endian uint32,
-    the bytes. No more is unpacked than the shape allows, whatever the file claims.
-    """
-    expected = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
-    count = math.prod(shape)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            header, body, rest = stream.read(len(expected)), stream.read(count), stream.read(1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is truncated or damaged ({one_line(error)}); delete it and fetch it again") from error
-    if header != expected:
-        raise DataError(f"{path} is not an IDX file of shape {shape}; delete it and fetch it again")
-    if len(body) != count or rest:
-        raise DataError(
-            f"{path} holds {len(body)} of {count} bytes{' and more' if rest else ''}; delete it and fetch it again"
-        )
-    return np.frombuffer(body, np.uint8).reshape(shape)
-
-
-def read_npz(path: Path, wanted: dict[str, tuple[int, ...] | None]) -> list[UInt8]:
-    """Read uint8 arrays from an ``.npz``, by name and, where it is known beforehand, shape.
-
-    Nothing is ever unpickled, and types and shapes are looked at before any content is unpacked.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; give an .npz with {', '.join(wanted)}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            held = {name.removesuffix(".npy") for name in archive.namelist()}
-            missing = wanted.keys() - held
-            if missing:
-                raise DataError(
-                    f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(sorted(held)) or 'nothing'}"
-                )
-            return [read_npy(path, archive, key, shape) for key, shape in wanted.items()]
-    # zipfile raises RuntimeError for an encrypted file or an unknown compression, KeyError for a name that is no .npy.
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is truncated or damaged ({one_line(error)})") from error
-
-
-def read_npy(path: Path, archive: zipfile.ZipFile, key: str, expected: tuple[int, ...] | None) -> UInt8:
-    """Read one array of an ``.npz`` that is open."""
-    with archive.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = header(stream)
-        if dtype != np.uint8:
-            raise DataError(f"{path}: {key} holds {'pickled objects' if dtype.hasobject else dtype}; it must be uint8")
-        if expected not in (None, shape):
-            raise DataError(f"{path}: {key} is of shape {shape}; expected {expected}")
-        size = archive.getinfo(f"{key}.npy").file_size - stream.tell()
-        if math.prod(shape) != size:
-            raise DataError(f"{path}: {key} claims the shape {shape} and {size} bytes")
-        body = stream.read(size)
-    return np.frombuffer(body, np.uint8).reshape(shape, order="F" if fortran_order else "C")
-
-
-def own_dataset(path: Path, images: UInt8, labels: UInt8) -> Dataset:
-    """Check the shapes of one's own images and bring them to (N, C, H, W)."""
+def own_dataset(path: Path, images: UInt8, labels: Array) -> Dataset:
+    """Check one's own images and labels and bring them to (N, C, H, W) and uint8."""
     if images.ndim not in (3, 4) or labels.shape != images.shape[:1] or not len(images):
         raise DataError(
             f"{path}: images {images.shape} and labels {labels.shape}; expected (N, H, W) or (N, H, W, C), and (N,)"
         )
+    if labels.min() < 0 or labels.max() > MOST_LABELS - 1:
+        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}; they must be 0 to {MOST_LABELS - 1}")
+    labels = labels.astype(np.uint8)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     _, channels, height, width = images.shape

@@ -214,7 +214,7 @@ class Trainer:
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         if not math.isfinite(norm):  # nor would the weights be, from here on; the gradient is the same in every process
             raise TrainingError(
-                f"the gradient is {norm} at step {self.step}, loss {float(loss)}; choose a lower --learning-rate"
+                f"the gradient is {norm} at step {self.step}, loss {loss.item()}; choose a lower --learning-rate"
             )
         self.optimizer.step()
         self.average.update_parameters(self.network)

@@ -1,0 +1,110 @@
+"""Drawing through the torch-free runtime, in a process of its own: what is judged is what people will get."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training import atomic
+from training.errors import OutputError, TrainingError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw; what is None is left to the bundle's defaults.
+
+    Attributes:
+        count: images over all classes together.
+        seed: of the first image; the next has the next.
+        steps: rows of the plan.
+        sampler: its name.
+        guidance_scale: 1 is off.
+    """
+
+    count: int
+    seed: int
+    steps: int | None = None
+    sampler: str | None = None
+    guidance_scale: float | None = None
+
+    def options(self, num_classes: int) -> list[str]:
+        """The words that the runtime's command line is given.
+
+        Raises:
+            TrainingError: the images cannot be shared equally by the classes.
+        """
+        if self.count < num_classes or self.count % num_classes:
+            raise TrainingError(f"--count is {self.count}; it must be a multiple of the {num_classes} classes")
+        words = ["--label", "all", "--count", str(self.count // num_classes), "--seed", str(self.seed)]
+        chosen = {"--steps": self.steps, "--sampler": self.sampler, "--guidance-scale": self.guidance_scale}
+        for option, value in chosen.items():
+            words += [] if value is None else [option, str(value)]
+        return words
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What the evaluation wants to know of a bundle; whether it is whole is for the runtime to find out."""
+
+    folder: Path
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    dataset: str | None
+    defaults: dict[str, Any]
+    manifest_sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """For the record: with the defaults, since a request may leave things to them."""
+        return {"name": self.name, "manifest_sha256": self.manifest_sha256, "defaults": self.defaults}
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest.
+
+    Raises:
+        TrainingError: there is none, or it is not of a class-conditional model of pixels.
+    """
+    file = folder / "manifest.json"
+    try:
+        data = file.read_bytes()
+        manifest = json.loads(data)
+    except OSError as error:
+        raise TrainingError(f"{folder} is no bundle: {file} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{folder} is no bundle: {file} is not JSON") from error
+    try:
+        pixels, conditioning, trained = manifest["pixels"], manifest["conditioning"], manifest["provenance"]["training"]
+        return Bundle(
+            folder,
+            name=str(manifest["name"]),
+            image_shape=(int(pixels["channels"]), int(pixels["height"]), int(pixels["width"])),
+            num_classes=int(conditioning["num_classes"]),
+            dataset=str(trained["config"]["dataset"]) if trained else None,
+            defaults=dict(manifest["defaults"]),
+            manifest_sha256=hashlib.sha256(data).hexdigest(),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{folder} is no bundle of a class-conditional model of pixels") from error
+
+
+def draw(bundle: Bundle, request: Request, file: Path) -> int:
+    """Draw into an ``.npz``; returns the runtime's exit status, and where it is not 0 the runtime has said why.
+
+    Raises:
+        TrainingError: the images cannot be shared equally by the classes, or the runtime was ended by a signal.
+    """
+    options = request.options(bundle.num_classes)
+    if file.exists():
+        raise OutputError(f"{file} exists already; judge it with --images, or choose another --out")
+    atomic.make_folder(file.parent)
+    command = [sys.executable, "-m", "runtime", "--model", str(bundle.folder), *options, "-o", str(file)]
+    status = subprocess.run(command).returncode
+    if status < 0:
+        raise TrainingError(f"the runtime was ended by signal {-status} while it drew")
+    return status
