@@ -100,9 +100,10 @@ lint: $(TEST)/.ready
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
 
-# To be filled: the runtime against the reference sampler in PyTorch, in turn in one run.
 bench: $(TEST)/.ready
-	$(TEST)/bin/python -m runtime benchmark --model models_onnx/mnist-paper
+	@echo "make bench: the runtime and the reference sampler in PyTorch, same weights, same steps, in turn"
+	$(TEST)/bin/python -m runtime benchmark models_onnx/mnist-paper --batch-sizes 1,32 \
+	  --peer "torch=$(TEST)/bin/python -m export.reference models_onnx/mnist-paper"
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
