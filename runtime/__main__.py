@@ -16,6 +16,7 @@ import json
 import sys
 
 from runtime import benchmark, check, draw
+from runtime.arguments import ArgumentParser
 from runtime.bundle import DEFAULT_MODEL, open_bundle
 from runtime.engine import examine
 from runtime.errors import DiffusionError
@@ -55,11 +56,9 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        prog="python -m runtime", description="Run exported diffusion models without PyTorch."
-    )
-    commands = main.add_subparsers(dest="command", metavar="draw | check | plan | benchmark | doctor")
+def parser() -> ArgumentParser:
+    main = ArgumentParser(prog="python -m runtime", description="Run exported diffusion models without PyTorch.")
+    commands = main.add_subparsers(dest="command", required=True, metavar="draw | check | plan | benchmark | doctor")
     draw.add_arguments(commands.add_parser("draw", help="draw pictures; may be left out"))
     check.add_arguments(commands.add_parser("check", help="replay a bundle's conformance file on this machine"))
     benchmark.add_arguments(commands.add_parser("benchmark", help="images per second, against other programs in turn"))
@@ -78,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     commands = ("draw", "check", "plan", "benchmark", "doctor", "-h", "--help")
-    if not words or words[0] not in commands:
+    if words and words[0] not in commands:
         words = ["draw", *words]
     parsed = parser().parse_args(words)
     try:

@@ -92,6 +92,10 @@ def unwritable_folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
+        (["--rng", "dice"], "argument --rng: invalid choice: 'dice'"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
         (["--label", "3"], "label '3' is none of 0 to 2 (cat, dog, owl) or all"),
         (["--label", "-1"], "label '-1' is none of 0 to 2"),
         (["--label", "seven"], "label 'seven' is none of"),
@@ -117,8 +121,12 @@ def unwritable_folder(tmp_path: Path) -> Path:
 def test_bad_arguments(model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     if arguments == ["--provider", "cuda"] and has_cuda():
         pytest.skip("CUDA works on this machine")
-    assert main(["--model", model, "-o", "out.png", *arguments]) == 2
+    try:
+        status = main(["--model", model, "-o", "out.png", *arguments])
+    except SystemExit as ended:  # argparse's way
+        status = int(str(ended.code))
     error = capsys.readouterr().err
+    assert status == 2
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
@@ -201,7 +209,9 @@ def test_two_wheels_of_onnx_runtime_are_refused(model: str, tmp_path: Path) -> N
     for name in ("onnxruntime", "onnxruntime_gpu"):
         information = tmp_path / "site" / f"{name}-1.30.0.dist-info"
         information.mkdir(parents=True)
-        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.30.0\n")
+        (information / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.30.0\n"
+        )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'site'}"}
     for arguments in (["--model", model, "-o", "out.png"], ["doctor"]):
         command = [sys.executable, "-m", "runtime", *arguments]
