@@ -1,6 +1,6 @@
-# Every target is all the set-up there is: it makes the virtual environment it needs, says what goes into it and why, and runs.
-# An environment is made anew only when pyproject.toml has changed; its stamp is written last, so that an installation that was
-# broken off is never taken for a whole one.
+# Every target is all the set-up there is: it makes the virtual environment it needs, says what goes into it and why,
+# and runs. An environment is made anew only when pyproject.toml has changed; its stamp is written last, so that an
+# installation that was broken off is never taken for a whole one.
 #
 #   make               lint and test
 #   make demo          draw a sheet of digits, without PyTorch
@@ -16,8 +16,9 @@
 #
 #   PYTHON=python3.12                the Python to make environments with, 3.11 or later
 #   PYTEST_FLAGS='-k plan -x'        more arguments for pytest
-#   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. Its CPU build is all the tests need, and a tenth of the CUDA
-#                                    build, which pip takes by itself on Linux with x86-64 unless it is told where the CPU build is:
+#   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. The tests need no more than its CPU build, a
+#                                    tenth of the CUDA build, which pip takes by itself on Linux with x86-64 unless it
+#                                    is told where the CPU build is:
 #   PIP_FLAGS='--find-links FOLDER'  more arguments for pip, such as a folder of wheels or another index
 
 PYTHON ?= python3
@@ -40,8 +41,7 @@ all: lint test
 # An empty environment where the stamp will be, or one line that says why there is none.
 define environment
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-  echo "error: PYTHON=$(PYTHON) is \"$$($(PYTHON) --version 2>&1)\"; give Python 3.11 or later, for example: make PYTHON=python3.11" >&2; \
-  exit 2; }; \
+  echo "error: PYTHON=$(PYTHON) is \"$$($(PYTHON) --version 2>&1)\"; give 3.11 or later: make PYTHON=python3.11" >&2; exit 2; }; \
 rm -rf $(@D) && $(PYTHON) -m venv $(@D)
 endef
 
@@ -50,29 +50,31 @@ install = $(@D)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_
 
 $(DEMO)/.ready: pyproject.toml
 	@$(environment)
-	@echo "$(@D): installing the runtime with ONNX Runtime for the CPU: what drawing needs, and no PyTorch (65 MB to fetch)"
+	@echo "$(@D): installing the runtime and ONNX Runtime for the CPU: what drawing needs, no PyTorch (60 MB to fetch)"
 	@$(install) -e '.[cpu]'
 	@touch $@
 
 $(TEST)/.ready: pyproject.toml
 	@$(environment)
-	@echo "$(@D): installing $(TORCH), to train and to compare with, before anything else can choose another build (190 MB to fetch)"
+	@echo "$(@D): installing $(TORCH) first, so that nothing else chooses another build (200 MB for the CPU)"
 	@$(install) '$(TORCH)'
-	@echo "$(@D): installing the packages that train, export, draw, test and lint (180 MB to fetch)"
+	@echo "$(@D): installing the packages that train, export, draw, test and lint (110 MB to fetch)"
 	@$(install) -e '.[train,export,cpu,dev]'
 	@touch $@
 
 $(CUDA)/.ready: pyproject.toml
 	@$(environment)
-	@echo "$(@D): installing $(TORCH), and ONNX Runtime for CUDA in place of the CPU's: the two cannot share an environment"
+	@echo "$(@D): installing $(TORCH), and ONNX Runtime for CUDA: the CPU's cannot share an environment with it"
 	@$(install) '$(TORCH)'
 	@$(install) -e '.[train,export,cuda,dev]'
 	@touch $@
 
 demo: $(DEMO)/.ready
-	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then echo "error: PyTorch is importable in $(DEMO); make clean" >&2; exit 1; fi
+	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then \
+	  echo "error: PyTorch is importable in $(DEMO), which promises not to have it; make clean" >&2; exit 1; fi
 	@echo "make demo: drawing ten pictures of each digit in an environment that has never seen PyTorch"
-	$(DEMO)/bin/python -m runtime --model models_onnx/mnist-paper --label all --count 10 --seed 0 --grid --overwrite -o demo.png
+	$(DEMO)/bin/python -m runtime --model models_onnx/mnist-paper --label all --count 10 --seed 0 \
+	  --grid --overwrite -o demo.png
 	@echo "make demo: the sheet is $(CURDIR)/demo.png, a row for each digit"
 
 quick: $(TEST)/.ready
@@ -81,7 +83,7 @@ quick: $(TEST)/.ready
 test: $(TEST)/.ready
 	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PYTEST_FLAGS)
 
-# $(call marked,FOLDER,MARK) runs the tests with a mark. pytest ends with status 5 where no test has it, which is no failure.
+# $(call marked,FOLDER,MARK) runs the tests with a mark. Where no test has it pytest ends with status 5: no failure.
 define marked
 @status=0; $(1)/bin/python -m pytest -q --collect-only -m $(2) >/dev/null 2>&1 || status=$$?; \
 if [ $$status -eq 5 ]; then echo "make $@: no test is marked $(2) yet, so there is nothing to run"; \
