@@ -1,0 +1,134 @@
+"""Writing a bundle (``docs/bundle.md``): graphs with their parity, ready-made plans, and the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import onnxscript
+import torch
+
+from export.errors import ExportError
+from export.graphs import GraphSpec
+from export.parity import Parity, measure
+from export.trace import OPSET, trace
+from runtime.bundle import FORMAT_VERSION, MANIFEST, open_bundle
+from runtime.errors import BundleError
+from runtime.plan import NoiseSchedule, Plan, compile_plan
+
+DEFAULT_SAMPLER = "ddim"
+DEFAULT_STEPS = 50
+# At these counts a host finds a plan ready, so that it needs no sampler code.
+PLAN_STEPS = (4, 6, 8, 10, 15, 20, 30, 50)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "size": path.stat().st_size, "sha256": digest(path)}
+
+
+def export_graph(
+    spec: GraphSpec, folder: Path, variant: str = "fp32", accepted: float | None = None
+) -> tuple[dict[str, Any], Parity]:
+    """Write one graph and hold it against PyTorch.
+
+    Returns:
+        The graph's entry in the manifest, and the parity in it.
+
+    Raises:
+        ExportError: the graph cannot be traced, or differs from PyTorch by more than its bound.
+        OSError: it cannot be written.
+    """
+    traced = trace(spec, folder / f"{spec.role}-{variant}.onnx")
+    parity = measure(spec, traced.path, accepted=accepted)
+    entry = {
+        **describe_file(traced.path),
+        "external_data": [describe_file(traced.external_data)] if traced.external_data else [],
+        "inputs": traced.inputs,
+        "outputs": traced.outputs,
+        "providers": ["any"],
+        "opset": OPSET,
+        "parity": dataclasses.asdict(parity),
+        "initializers": traced.initializers,
+    }
+    return entry, parity
+
+
+def default_steps(schedule: NoiseSchedule) -> int:
+    """The default number of steps: 50, or all of a schedule that has fewer."""
+    return min(DEFAULT_STEPS, schedule.num_train_timesteps)
+
+
+def default_plans(schedule: NoiseSchedule) -> dict[str, Plan]:
+    """The default sampler at each of ``PLAN_STEPS`` that the schedule has room for, and at the default count."""
+    counts = {count for count in PLAN_STEPS if count <= schedule.num_train_timesteps} | {default_steps(schedule)}
+    return {
+        f"{DEFAULT_SAMPLER}-{count}": compile_plan(schedule, DEFAULT_SAMPLER, count, eta=0.0)
+        for count in sorted(counts)
+    }
+
+
+def describe_schedule(schedule: NoiseSchedule, betas: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's ``noise_schedule``; ``betas`` says how the numbers came about."""
+    return {
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "alphas_cumprod": schedule.alphas_cumprod.tolist(),
+        "prediction_type": schedule.prediction_type,
+        "final_alpha_cumprod": schedule.final_alpha_cumprod,
+        "timestep_spacing": schedule.timestep_spacing,
+        "steps_offset": schedule.steps_offset,
+        "betas": dict(betas),
+    }
+
+
+def exporter_versions() -> dict[str, str]:
+    """Versions of what shapes the bytes of a bundle: with the same ones, the same checkpoint gives the same files."""
+    return {
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxscript": onnxscript.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def check_name(name: str) -> None:
+    """See that a folder's name can be a bundle's.
+
+    Raises:
+        ExportError: it has other characters than the format allows.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ExportError(
+            f"{name!r} cannot be a bundle's name; use letters, digits, '.', '_' and '-', and no '.' at the start"
+        )
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, last of a bundle's files, and read the bundle back as strictly as any host would.
+
+    Raises:
+        ExportError: the strict reader refuses what was written.
+        OSError: it cannot be written.
+    """
+    text = json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=2, allow_nan=False)
+    # A list of numbers on one line each: a plan reads as a table.
+    text = re.sub(
+        r"\[[^][{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+    )
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    try:
+        open_bundle(folder)
+    except BundleError as error:
+        raise ExportError(f"the manifest came out wrong: {error}") from error

@@ -1,0 +1,193 @@
+"""Exporting the small class-conditional DDPM: its checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.bundle import (
+    DEFAULT_SAMPLER,
+    check_name,
+    default_plans,
+    default_steps,
+    describe_schedule,
+    digest,
+    export_graph,
+    exporter_versions,
+    write_manifest,
+)
+from export.conformance import Array, Conformance
+from export.errors import ExportError
+from export.graphs import class_conditional_unet
+from export.staging import replacing
+from runtime.bundle import CONFORMANCE
+from runtime.noise import image_seed, noise_generator
+from runtime.plan import NoiseSchedule, Plan
+from training.ddpm.checkpoint import load_model
+from training.ddpm.config import TrainConfig
+from training.ddpm.model import ClassConditionalUNet
+from training.ddpm.sampler import guided, sample_ddim
+
+FAMILY = "class-conditional-ddpm"
+DEFAULT_GUIDANCE = 3.0
+PICTURE_STEPS = 10
+PICTURE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read: the network, how it was trained, and what the manifest says of the file."""
+
+    network: ClassConditionalUNet
+    config: TrainConfig
+    provenance: dict[str, Any]
+
+
+def open_checkpoint(path: Path, licence: str) -> Checkpoint:
+    """Read a checkpoint and its hash.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not of this kind.
+        ExportError: it was replaced in between, so that the hash may be of other weights.
+    """
+    before = fingerprint(path)
+    network, config, metadata = load_model(path)
+    sha256 = digest(path)
+    if fingerprint(path) != before:
+        raise ExportError(f"{path} was replaced while it was read, as a training run does every few minutes; try again")
+    training: dict[str, Any] = {"config": dataclasses.asdict(config), "dataset_sha256": metadata.get("dataset_sha256")}
+    training |= {key: int(metadata[key]) for key in ("step", "total_steps") if metadata.get(key, "").isdecimal()}
+    provenance = {
+        "source": path.name,
+        "sha256": sha256,
+        "licence": licence,
+        "training": training,
+        "exporter": exporter_versions(),
+    }
+    return Checkpoint(network, config, provenance)
+
+
+def fingerprint(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or rewritten; empty where there is none."""
+    if not path.exists():
+        return ()
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def noise_schedule(config: TrainConfig) -> NoiseSchedule:
+    """The schedule of training, and how this family is sampled: trailing timesteps, down to the clean image."""
+    return NoiseSchedule(
+        alphas_cumprod=config.schedule.alphas_cumprod.numpy(),
+        prediction_type="epsilon",
+        final_alpha_cumprod=1.0,
+        timestep_spacing="trailing",
+        steps_offset=0,
+    )
+
+
+def describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The manifest without graphs and plans."""
+    config, model = checkpoint.config, checkpoint.config.model
+    schedule = noise_schedule(config)
+    return {
+        "name": name,
+        "family": FAMILY,
+        "provenance": checkpoint.provenance,
+        "noise_schedule": describe_schedule(schedule, dataclasses.asdict(config.schedule)),
+        "pixels": {"channels": model.in_channels, "height": model.image_size, "width": model.image_size},
+        "latents": None,
+        "unet_input": [{"name": "sample", "channels": model.in_channels}],
+        "conditioning": {
+            "kind": "class",
+            "num_classes": model.num_classes,
+            "null_class": model.num_classes,
+            "names": [str(label) for label in range(model.num_classes)],
+        },
+        "defaults": {
+            "sampler": DEFAULT_SAMPLER,
+            "num_inference_steps": default_steps(schedule),
+            "guidance_scale": DEFAULT_GUIDANCE,
+            "width": model.image_size,
+            "height": model.image_size,
+        },
+    }
+
+
+def reference_picture(checkpoint: Checkpoint, plan: Plan, class_labels: list[int], seed: int) -> tuple[Array, Array]:
+    """A picture by the reference sampler in PyTorch, from the bundle's noise.
+
+    Of the plan it takes the timesteps alone: the sampler's formulas are its own.
+
+    Returns:
+        The sample, float32 (B, C, H, W), and the image, uint8 (B, H, W, C).
+    """
+    model = checkpoint.config.model
+    shape = (model.in_channels, model.image_size, model.image_size)
+    draws = [noise_generator("philox", image_seed(seed, k)).draw(shape) for k in range(len(class_labels))]
+    predict = guided(checkpoint.network, torch.tensor(class_labels), model.num_classes, DEFAULT_GUIDANCE)
+    timesteps = [int(timestep) for timestep in plan.timesteps]
+    *_, sample = sample_ddim(predict, checkpoint.config.schedule, torch.from_numpy(np.stack(draws)), timesteps)
+    image = ((sample.double() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)  # round goes half to even
+    return sample.numpy(), image.permute(0, 2, 3, 1).numpy()
+
+
+def add_cases(conformance: Conformance, checkpoint: Checkpoint, plans: dict[str, Plan]) -> None:
+    """The cases beside those of the graphs: generators, a plan, a picture of two labels."""
+    model = checkpoint.config.model
+    name = f"{DEFAULT_SAMPLER}-{min(PICTURE_STEPS, max(len(plan) for plan in plans.values()))}"
+    class_labels = [min(7, model.num_classes - 1), 0]
+    conformance.add_bits()
+    conformance.add_noise((model.in_channels, model.image_size, model.image_size))
+    conformance.add_plan(name, plans[name])
+    sample, image = reference_picture(checkpoint, plans[name], class_labels, PICTURE_SEED)
+    conformance.add_picture(name, class_labels, DEFAULT_GUIDANCE, PICTURE_SEED, sample, image)
+
+
+def export_ddpm(
+    path: Path,
+    target: Path,
+    licence: str = "Apache-2.0",
+    accepted: float | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Make a bundle of a checkpoint of ``python -m training ddpm``.
+
+    Args:
+        path: the checkpoint, ``model.safetensors``.
+        target: the bundle's folder, whose name becomes the bundle's. A bundle that is there is replaced in one step
+            at the very end.
+        licence: of the weights.
+        accepted: a bound on the difference from PyTorch to accept where it is looser than the usual one; the manifest
+            tells.
+        report: is called with a line for people now and then.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or not of this kind.
+        ExportError: the graph differs from PyTorch by more than the bound, or the target cannot be written. Nothing
+            is left behind.
+    """
+    name = target.resolve().name
+    check_name(name)
+    checkpoint = open_checkpoint(path, licence)
+    plans = default_plans(noise_schedule(checkpoint.config))
+    with replacing(target) as folder:
+        spec = class_conditional_unet(checkpoint.network, checkpoint.config.schedule.num_train_timesteps)
+        report(f"{spec.role}: tracing {path} …")
+        entry, parity = export_graph(spec, folder, accepted=accepted)
+        report(f"{spec.role} fp32: {entry['size'] / 1e6:.1f} MB, {parity}")
+
+        conformance = Conformance()
+        conformance.add_graph(spec, "fp32", parity)
+        add_cases(conformance, checkpoint, plans)
+        (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
+        graphs = {spec.role: {"fp32": entry}}
+        tables = {name: plan.to_json() for name, plan in plans.items()}
+        write_manifest(folder, {**describe(checkpoint, name), "graphs": graphs, "plans": tables})
+    report(f"{target}: written; draw from it with: python -m runtime --model {target} -o picture.png")

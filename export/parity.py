@@ -1,0 +1,144 @@
+"""The promise: ONNX Runtime says what PyTorch says.
+
+It is measured on every export, written into the manifest, and repeated by ``check``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from export.errors import ExportError
+from export.graphs import GraphSpec
+from training.checkpoint import one_line
+
+Array = npt.NDArray[Any]
+
+SEED = 0
+# Two results that are equal to the last bit have no PSNR, and JSON has no infinity; float32 itself ends at about 150
+# dB.
+PSNR_CEILING = 200.0
+ERRORS_ONLY = 3  # of ONNX Runtime's log severities
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a graph is from PyTorch, over all its outputs and sizes.
+
+    Attributes:
+        seed: of the inputs.
+        batch_sizes: the batch size of each case.
+        max_abs_diff: the largest difference.
+        max_abs_reference: the largest value that PyTorch gave.
+        psnr_db: 20 log10(max_abs_reference / root mean square difference), at most ``PSNR_CEILING``.
+        tolerance: the bound on max_abs_diff that the spec asks for.
+        accepted: the looser bound that somebody asked for, or None.
+    """
+
+    seed: int
+    batch_sizes: list[int]
+    max_abs_diff: float
+    max_abs_reference: float
+    psnr_db: float
+    tolerance: float
+    accepted: float | None = None
+
+    @property
+    def bound(self) -> float:
+        return max(self.tolerance, self.accepted or 0.0)
+
+    def __str__(self) -> str:
+        return f"max |difference| {self.max_abs_diff:.2e} (bound {self.bound:.2e}), {self.psnr_db:.0f} dB"
+
+
+def measure(spec: GraphSpec, path: Path, seed: int = SEED, accepted: float | None = None) -> Parity:
+    """Run a graph in ONNX Runtime beside its module in PyTorch, on the same inputs.
+
+    Args:
+        spec: the graph; its ``parity_sizes`` say at which sizes.
+        path: the ONNX file.
+        seed: of the inputs.
+        accepted: a bound to accept where it is looser than the spec's own.
+
+    Raises:
+        ExportError: the difference is above the bound, a result has the wrong shape or is not finite, or the file
+            does not run.
+    """
+    run = load_graph(path)
+    generator = torch.Generator().manual_seed(seed)
+    differences, references = [], []
+    for sizes in spec.parity_sizes:
+        inputs = spec.draw(sizes, generator)
+        outputs = run({name: tensor.numpy() for name, tensor in inputs.items()})
+        for name, tensor in spec.reference(inputs).items():
+            reference = tensor.numpy()
+            if outputs[name].shape != reference.shape:
+                raise ExportError(
+                    f"{spec.role}: {name} has shape {outputs[name].shape} at {dict(sizes)}, not {reference.shape}"
+                )
+            if not np.isfinite(reference).all():
+                raise ExportError(
+                    f"{spec.role}: {name} is not finite in PyTorch itself; the weights are damaged or training diverged"
+                )
+            differences.append((outputs[name] - reference).astype(np.float64).ravel())
+            references.append(np.abs(reference).max())
+    parity = summarise(spec, seed, np.concatenate(differences), float(max(references)), accepted)
+    # Written so that a NaN fails, whatever it is compared with.
+    if not parity.max_abs_diff <= parity.bound:
+        raise ExportError(
+            f"{spec.role} differs from PyTorch by {parity.max_abs_diff:.3e} where {parity.bound:.3e} is allowed"
+            f" ({parity.psnr_db:.0f} dB); to accept that, add --accept-parity {parity.max_abs_diff * 1.1:.1e}"
+        )
+    return parity
+
+
+def summarise(
+    spec: GraphSpec, seed: int, differences: npt.NDArray[np.float64], max_abs_reference: float, accepted: float | None
+) -> Parity:
+    root_mean_square = math.sqrt(float(np.mean(differences**2)))
+    psnr = PSNR_CEILING
+    if root_mean_square > 0 and max_abs_reference > 0:
+        psnr = min(psnr, 20 * math.log10(max_abs_reference / root_mean_square))
+    return Parity(
+        seed=seed,
+        batch_sizes=[sizes["batch"] for sizes in spec.parity_sizes],
+        max_abs_diff=float(np.abs(differences).max()),
+        max_abs_reference=max_abs_reference,
+        psnr_db=psnr,
+        tolerance=spec.tolerance * max_abs_reference + spec.tolerance,
+        accepted=accepted,
+    )
+
+
+def load_graph(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """Open an ONNX file on the CPU, with every optimisation that its users will have.
+
+    Returns:
+        A function from the inputs by name to the outputs by name.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the file; and the function raises it when its inputs are not taken.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        raise ExportError(f"{path.name} does not load in ONNX Runtime: {one_line(error)}") from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # as above
+            raise ExportError(f"{path.name} fails in ONNX Runtime: {one_line(error)}") from error
+
+    return run
