@@ -40,8 +40,8 @@ all: lint test
 
 # An empty environment where the stamp will be, or one line that says why there is none.
 define environment
-$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-  echo "error: PYTHON=$(PYTHON) is \"$$($(PYTHON) --version 2>&1)\"; give 3.11 or later: make PYTHON=python3.11" >&2; exit 2; }; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { found=$$($(PYTHON) --version 2>&1); \
+  echo "error: PYTHON=$(PYTHON) is \"$$found\"; give Python 3.11 or later: make PYTHON=python3.11" >&2; exit 2; }; \
 rm -rf $(@D) && $(PYTHON) -m venv $(@D)
 endef
 
