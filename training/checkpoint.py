@@ -5,6 +5,7 @@ Nothing is pickled, so a checkpoint from a stranger can be opened.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,17 @@ def write(path: Path, kind: Kind, tensors: dict[str, Tensor], metadata: dict[str
         OutputError: it cannot be written.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic.write(path, save(stored, {"format": kind.format, **metadata}))
+    atomic.write(path, with_metadata_in_order(save(stored, {"format": kind.format, **metadata})))
+
+
+def with_metadata_in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in random order, never the same bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -58,7 +69,9 @@ def read(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise CheckpointError(
                     f"{path} is not a {kind.noun} of this project (its format is {metadata.get('format')!r})"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+            # Copies: a tensor that lies in the file would change, or end the process, when another program rewrites it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, metadata
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({one_line(error)})") from error
 

@@ -33,7 +33,7 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self.active:
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step)
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
             self.bar = tqdm(
                 total=self.total_steps, initial=self.step, unit="step", smoothing=0.05, disable=not self.progress
             )
