@@ -7,29 +7,34 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from export.conformance import PLAN_ARRAYS, PLAN_TOLERANCE, Array
+from export.ddpm import noise_schedule
 from export.errors import ExportError
 from export.graphs import GraphSpec
 from export.parity import Parity, measure
-from export.restore import restore
+from export.restore import restore, training_config
 from runtime.bundle import CONFORMANCE, Bundle, open_bundle
+from runtime.plan import compile_plan
 from training.checkpoint import one_line
 
 
 def check_bundle(folder: Path, report: Callable[[str], None] = print) -> None:
-    """Repeat the parity of every graph, with the seed that the manifest records.
+    """Repeat the parity of every graph, with the seed that the manifest records, and compute the tables anew.
 
     The module is rebuilt from the bundle's own weights. That alone would agree with any weights, so the module is
     also held against what the checkpoint's module said when the bundle was made, which the conformance file keeps.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        ExportError: a hash, the parity or the weights are not what the bundle says.
+        ExportError: a hash, the parity, the weights, the noise schedule or a plan are not what the bundle says.
     """
     bundle = open_bundle(folder)
+    check_tables(bundle)
     for role, variants in bundle.graphs.items():
         for variant, graph in variants.items():
             spec = restore(bundle, role, variant)
@@ -38,23 +43,45 @@ def check_bundle(folder: Path, report: Callable[[str], None] = print) -> None:
             check_conformance(bundle, spec, variant)
             accepted = f"; a bound of {recorded.accepted:g} was accepted" if recorded.accepted else ""
             report(f"{role} {variant}: SHA-256 and weights as shipped, {parity}{accepted}")
-    report(f"{bundle.name}: everything is as the manifest says")
+    report(f"{bundle.name}: noise schedule and {len(bundle.plans)} plans as computed anew")
+
+
+def check_tables(bundle: Bundle) -> None:
+    """Compute the noise schedule from the training configuration, and the plans from the samplers that they name.
+
+    Raises:
+        ExportError: a number in the manifest is another, or a plan names a sampler or options that there are not.
+    """
+    schedule = noise_schedule(training_config(bundle)).alphas_cumprod
+    if not same_numbers(bundle.noise_schedule.alphas_cumprod, schedule):
+        raise ExportError(f"{bundle.folder}: alphas_cumprod are not those of the training configuration's schedule")
+    for name, plan in bundle.plans.items():
+        try:
+            mine = compile_plan(bundle.noise_schedule, plan.sampler, plan.num_inference_steps, **plan.options)
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"{bundle.folder}: plan {name} cannot be computed anew ({one_line(error)})") from error
+        if not all(same_numbers(getattr(plan, key), getattr(mine, key)) for key in PLAN_ARRAYS):
+            raise ExportError(f"{bundle.folder}: plan {name} is not what its sampler and options give")
+
+
+def same_numbers(one: Array, other: Array) -> bool:
+    """Equal but for the last digits of float64, which are each machine's own."""
+    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=PLAN_TOLERANCE)
 
 
 def recorded_parity(bundle: Bundle, role: str, variant: str) -> Parity:
     """The parity in the manifest.
 
     Raises:
-        ExportError: it lacks a key, has an unknown one, or a seed or bound that is no number.
+        ExportError: it lacks a key, has an unknown one, or has a seed or bound that is none.
     """
     try:
         parity = Parity(**bundle.graph(role, variant).parity)
     except TypeError as error:
         raise ExportError(f"{bundle.folder}: parity of {role} {variant} is malformed ({error})") from error
-    if not isinstance(parity.seed, int) or not isinstance(parity.accepted, int | float | None):
-        raise ExportError(
-            f"{bundle.folder}: parity of {role} {variant} has seed {parity.seed!r} and accepted {parity.accepted!r}"
-        )
+    seed, accepted = parity.seed, parity.accepted
+    if not (isinstance(seed, int) and 0 <= seed < 2**63 and isinstance(accepted, int | float | None)):
+        raise ExportError(f"{bundle.folder}: parity of {role} {variant} has seed {seed!r} and accepted {accepted!r}")
     return parity
 
 
