@@ -132,7 +132,7 @@ def draw(arguments: argparse.Namespace) -> int:
     labels = parse_labels(arguments.label, pipeline.bundle.conditioning)
     total = len(labels) * arguments.count
     check_output(arguments, total)
-    print(f"{pipeline.provider_reason}{describe_fallback(pipeline)}")
+    print(f"{pipeline.provider_reason}{describe_fallback(pipeline)}", flush=True)
 
     result = pipeline(
         np.repeat(labels, arguments.count).tolist(),

@@ -233,7 +233,8 @@ class Pipeline:
         null = np.full_like(class_labels, self.bundle.conditioning.null_class)
         both = self.evaluate(np.concatenate([sample, sample]), timestep, np.concatenate([null, class_labels]))
         uncond, cond = np.split(both.astype(np.float64), 2)
-        return (uncond + scale * (cond - uncond)).astype(np.float32)
+        with np.errstate(over="ignore"):  # ``denoise`` refuses what is not finite
+            return (uncond + scale * (cond - uncond)).astype(np.float32)
 
     def evaluate(self, sample: Float32, timestep: float, class_labels: Int64) -> Float32:
         """One run of the U-Net."""

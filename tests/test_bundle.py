@@ -1,4 +1,4 @@
-"""Proves that the bundle reader refuses whatever it does not know, with one line, and that files stay inside the folder."""
+"""Proves that the bundle reader refuses what it does not know, with one line, and that files stay in the folder."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ CHANGES: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: m["noise_schedule"].update(alphas_cumprod=[0.5]), "alphas_cumprod must be 100 numbers"),
     (lambda m: m["noise_schedule"]["alphas_cumprod"].reverse(), "alphas_cumprod must decrease"),
     (lambda m: m["noise_schedule"].update(prediction_type="score"), "prediction_type is 'score'"),
-    (lambda m: m.update(latents={"channels": 4, "factor": 8, "scaling_factor": 0.18}), "exactly one of pixels and latents"),
+    (
+        lambda m: m.update(latents={"channels": 4, "factor": 8, "scaling_factor": 0.18}),
+        "exactly one of pixels and latents",
+    ),
     (lambda m: m["conditioning"].update(kind="audio"), "kind 'audio' is not known to this version"),
     (lambda m: m["conditioning"].update(names=["a", "a", "b"]), "names must be 3 different strings"),
     (lambda m: m["plans"]["ddim-10"].update(timesteps=[]), "plans: the plan has no rows"),
@@ -96,7 +99,7 @@ def paths(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_no_node_of_the_manifest_can_be_something_absurd(tmp_path: Path) -> None:
-    """Each node in turn becomes a nested list: an error, or a place documented as free (never a crash of another kind)."""
+    """Each node in turn becomes a nested list: an error, but where the format leaves a place free."""
     manifest = tiny_bundle.manifest(tiny_bundle.graph())
     free = {("provenance", "exporter"), ("noise_schedule", "betas"), ("graphs", "unet", "fp32", "parity")}
     for path in paths(manifest):

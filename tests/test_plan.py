@@ -1,7 +1,8 @@
-"""Proves the plan tables: DDIM and DDPM against their papers' formulas stepped by hand, spacings, and strict reading."""
+"""Proves the plan tables: DDIM and DDPM against their papers' formulas by hand, spacings, and strict reading."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_spacings(spacing: str, total: int, count: int, offset: int, expected: l
 def test_timesteps_decrease_and_stay_in_range(spacing: str, count: int) -> None:
     steps = select_timesteps(400, count, spacing)
     assert len(steps) == count
-    assert all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(steps))
     assert 0 <= steps[-1] <= steps[0] < 400
 
 

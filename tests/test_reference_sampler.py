@@ -27,7 +27,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def schedule(pipeline: Pipeline) -> NoiseSchedule:
-    """The schedule as training has it, from the provenance alone, so that the manifest's table is checked on the way."""
+    """The schedule as training has it, from the provenance alone; the manifest's table is checked on the way."""
     training = pipeline.bundle.provenance["training"]["config"]["schedule"]
     made = NoiseSchedule(**training)
     np.testing.assert_allclose(made.alphas_cumprod.numpy(), pipeline.bundle.noise_schedule.alphas_cumprod, rtol=1e-15)

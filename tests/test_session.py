@@ -1,4 +1,4 @@
-"""Proves that a session is what it was asked to be: its provider, its graph's inputs and outputs, and its word on both."""
+"""Proves that a session is what it was asked to be: its provider, and its graph's inputs and outputs."""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ def graph() -> bytes:
     ]
     outputs = [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, image)]
     model = helper.make_model(
-        helper.make_graph(nodes, "tiny", inputs, outputs, constants), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+        helper.make_graph(nodes, "tiny", inputs, outputs, constants),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
     )
     return model.SerializeToString()
 
@@ -99,8 +101,19 @@ def manifest(model: bytes) -> dict[str, Any]:
         "pixels": {"channels": 1, "height": SIZE, "width": SIZE},
         "latents": None,
         "unet_input": [{"name": "sample", "channels": 1}],
-        "conditioning": {"kind": "class", "num_classes": CLASSES, "null_class": CLASSES, "names": ["cat", "dog", "owl"]},
-        "defaults": {"sampler": "ddim", "num_inference_steps": 10, "guidance_scale": 2.0, "width": SIZE, "height": SIZE},
+        "conditioning": {
+            "kind": "class",
+            "num_classes": CLASSES,
+            "null_class": CLASSES,
+            "names": ["cat", "dog", "owl"],
+        },
+        "defaults": {
+            "sampler": "ddim",
+            "num_inference_steps": 10,
+            "guidance_scale": 2.0,
+            "width": SIZE,
+            "height": SIZE,
+        },
         "plans": {"ddim-10": compile_plan(schedule, "ddim", 10).to_json()},
     }
 
