@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # What each package may import beside the standard library and itself; a name allows everything below it. The packages
 # of others are those that pyproject.toml installs for it: for the runtime its hard dependencies and ONNX Runtime.
 RUNTIME = {"numpy", "onnxruntime", "safetensors", "tokenizers", "PIL"}
-TRAINING = {"numpy", "safetensors", "PIL", "torch", "accelerate", "tensorboard", "tqdm", "pooch"}
+TRAINING = {"numpy", "safetensors", "PIL", "torch", "accelerate", "tensorboard", "tqdm", "pooch", "huggingface_hub"}
 # Of the runtime, export uses what a bundle is defined by, because each must exist once: the manifest's plans come from
 # the one compiler of plans, its golden noise from the one generator, and what it writes is read by the one reader.
 CONTRACT = {"runtime.bundle", "runtime.plan", "runtime.noise", "runtime.errors"}

@@ -145,6 +145,7 @@ def test_files_that_are_not_there_or_have_another_ending(tmp_path):
     assert "does not end like a checkpoint; these are read: .safetensors .ckpt" in refusal(tmp_path / "model.gguf")
     assert "is missing" in refusal(tmp_path)
     assert "does not exist" in refusal("no/such/thing")
+    assert "is no path" in refusal("x" * 5000)
     assert "does not exist" in refusal("owner/model.safetensors")
 
 
@@ -163,7 +164,9 @@ def test_a_name_on_the_hub_needs_huggingface_hub(monkeypatch):
 
 
 def test_a_name_that_cannot_be_fetched(hub_cache):
-    assert "owner/stable-diffusion-v1-5 cannot be fetched from the model hub" in refusal("owner/stable-diffusion-v1-5")
+    assert "owner/stable-diffusion-v1-5 is no file or folder here and cannot be fetched from the model hub" in refusal(
+        "owner/stable-diffusion-v1-5"
+    )
 
 
 @pytest.mark.parametrize("precision", ["", ".fp16"])

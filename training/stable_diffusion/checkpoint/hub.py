@@ -36,7 +36,9 @@ def fetch(name: str) -> Path:
         try:
             folder = Path(snapshot_download(name, allow_patterns=configs + weights, ignore_patterns=ignore))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{name} cannot be fetched from the model hub ({one_line(error)})") from error
+            raise CheckpointError(
+                f"{name} is no file or folder here and cannot be fetched from the model hub ({one_line(error)})"
+            ) from error
         if all(any((folder / network / file).exists() for file in files) for network, files in WEIGHTS.items()):
             return folder
     raise CheckpointError(f"{name} on the model hub holds no model in diffusers' layout ({folder} is what it holds)")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from training.checkpoint import one_line
 from training.errors import CheckpointError
 from training.stable_diffusion.checkpoint import hub
 from training.stable_diffusion.checkpoint.contents import Contents, Layout
@@ -119,8 +120,11 @@ def locate(source: str | Path) -> tuple[Path, str]:
         CheckpointError: nowhere.
     """
     path = Path(source)
-    if path.exists():
-        return path, path.resolve().name
+    try:
+        if path.exists():
+            return path, path.resolve().name
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise CheckpointError(f"{str(source)[:100]!r} is no path ({one_line(error)})") from error
     if isinstance(source, str) and hub.NAME.fullmatch(source) and path.suffix not in ENDINGS:
         folder = hub.fetch(source)
         return folder, f"{source}@{folder.name}"

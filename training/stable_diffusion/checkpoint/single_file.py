@@ -56,11 +56,11 @@ def refuse_others(path: Path, config: StableDiffusionConfig, names: dict[str, st
     for start, what in OTHERS:
         if any(name.startswith(start) for name in tensors):
             raise CheckpointError(f"{path} is {what}; only Stable Diffusion 1.x checkpoints are supported")
-    for key, name in names.items():
-        width = tensors[name].shape[-1] if key.endswith("attn2.to_k.weight") and name in tensors else None
-        if width in MODELS_BY_TEXT_WIDTH and width != config.unet.cross_attention_dim:
-            what = f"a {MODELS_BY_TEXT_WIDTH[width]} checkpoint"
-            raise CheckpointError(f"{path} is {what}; only Stable Diffusion 1.x checkpoints are supported")
+    looking_at_text = [name for key, name in names.items() if key.endswith("attn2.to_k.weight") and name in tensors]
+    widths = {tensors[name].shape[1] for name in looking_at_text if tensors[name].ndim == 2}
+    for width in sorted((widths & MODELS_BY_TEXT_WIDTH.keys()) - {config.unet.cross_attention_dim}):
+        what = f"a {MODELS_BY_TEXT_WIDTH[width]} checkpoint"
+        raise CheckpointError(f"{path} is {what}; only Stable Diffusion 1.x checkpoints are supported")
 
 
 def choose_average(
