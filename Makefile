@@ -104,7 +104,7 @@ lint: $(TEST)/.ready
 
 bench: $(TEST)/.ready
 	@echo "make bench: the runtime and the reference sampler in PyTorch, same weights, same steps, in turn"
-	$(TEST)/bin/python -m runtime benchmark models_onnx/mnist-paper --batch-sizes 1,32 \
+	$(TEST)/bin/python -m runtime benchmark models_onnx/mnist-paper --batch-sizes 1,32 --rounds 7 \
 	  --peer "torch=$(TEST)/bin/python -m export.reference models_onnx/mnist-paper"
 
 clean:
