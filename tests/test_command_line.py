@@ -192,6 +192,8 @@ def test_ctrl_c_stops_at_once_and_writes_nothing(model: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # A shell that starts this test in the background has Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert "provider cpu" in process.stdout.readline()  # from here on it draws
