@@ -30,7 +30,8 @@ class Proportion:
         z = NormalDist().inv_cdf((1 + confidence) / 2)
         centre = (self.hits + z**2 / 2) / (self.count + z**2)
         spread = z * math.sqrt(self.count * self.rate * (1 - self.rate) + z**2 / 4) / (self.count + z**2)
-        return max(0.0, centre - spread), min(1.0, centre + spread)
+        # At 0 and 1 the interval ends at the rate itself, which rounding would just miss.
+        return max(0.0, min(self.rate, centre - spread)), min(1.0, max(self.rate, centre + spread))
 
     def to_json(self) -> dict[str, float | int | None]:
         low, high = self.interval()

@@ -58,7 +58,7 @@ class ClassifierConfig:
 
     dataset: str
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    epochs: int = 15
+    epochs: int = 10
     batch_size: int = 256
     learning_rate: float = 5e-3
     weight_decay: float = 0.01

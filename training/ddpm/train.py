@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,11 +93,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, dataset: Dataset, run: Run) -> None:
         self.config, self.run_options = config, run
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = start_accelerator(config.mixed_precision)
         if not run.resume:
             self.refuse_to_overwrite()
-        atomic.make_folder(run.folder)
         self.share = self.share_of_batch(len(dataset.images))
+        atomic.make_folder(run.folder)
         self.images = torch.from_numpy(np.array(dataset.images))  # copied, since torch wants arrays it may write to
         self.labels = torch.from_numpy(np.array(dataset.labels)).long()
         self.dataset_sha256 = dataset.sha256
@@ -252,6 +253,22 @@ class Trainer:
         shape = (model.num_classes * PREVIEWS_PER_CLASS, model.in_channels, model.image_size, model.image_size)
         start = torch.randn(shape, generator=generator(self.config.seed, "preview", 0)).to(self.accelerator.device)
         reporter.preview(self.average.module.eval(), self.config, start)
+
+
+def start_accelerator(mixed_precision: str) -> Accelerator:
+    """The engine for as many processes as were started.
+
+    Raises:
+        TrainingError: it does not join them, and each would train, and write, on its own.
+    """
+    # Unless told that it is to be the CPU, it takes no notice of torchrun where there is no GPU.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise TrainingError(
+            f"{started} processes were started, but cannot be joined on {accelerator.device}; start one"
+        )
+    return accelerator
 
 
 def channels_last(network: ClassConditionalUNet) -> ClassConditionalUNet:

@@ -40,11 +40,9 @@ class Request:
         """
         if self.count < num_classes or self.count % num_classes:
             raise TrainingError(f"--count is {self.count}; it must be a multiple of the {num_classes} classes")
-        words = ["--label", "all", "--count", str(self.count // num_classes), "--seed", str(self.seed)]
-        chosen = {"--steps": self.steps, "--sampler": self.sampler, "--guidance-scale": self.guidance_scale}
-        for option, value in chosen.items():
-            words += [] if value is None else [option, str(value)]
-        return words
+        words = {"label": "all", "count": self.count // num_classes, "seed": self.seed}
+        words |= {"steps": self.steps, "sampler": self.sampler, "guidance-scale": self.guidance_scale}
+        return [f"--{option}={value}" for option, value in words.items() if value is not None]
 
 
 @dataclass(frozen=True)
