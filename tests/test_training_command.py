@@ -174,12 +174,13 @@ def test_a_bad_value_is_one_line_and_writes_nothing(
 
 
 def test_a_folder_that_holds_a_run_or_cannot_be_written_to(
-    capsys: pytest.CaptureFixture[str], specks: Path, whole: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], specks: Path, tmp_path: Path
 ) -> None:
-    assert f"{whole} holds a run already; continue it with --resume" in refusal(capsys, *words(specks, whole))
-    (tmp_path / "file").write_text("in the way")
-    folder = tmp_path / "file" / "run"
+    (tmp_path / "state.safetensors").write_bytes(b"of an earlier run")
+    assert f"{tmp_path} holds a run already; continue it with --resume" in refusal(capsys, *words(specks, tmp_path))
+    folder = tmp_path / "state.safetensors" / "run"
     assert f"{folder} cannot be written to (Not a directory)" in refusal(capsys, *words(specks, folder))
+    assert (tmp_path / "state.safetensors").read_bytes() == b"of an earlier run"
 
 
 @pytest.mark.slow
