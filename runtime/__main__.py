@@ -20,7 +20,8 @@ from runtime.arguments import ArgumentParser
 from runtime.bundle import DEFAULT_MODEL, open_bundle
 from runtime.engine import examine
 from runtime.errors import DiffusionError
-from runtime.plan import SAMPLERS, compile_plan
+from runtime.pipeline import plan_for
+from runtime.plan import SAMPLERS
 
 INTERRUPTED = 130
 
@@ -33,18 +34,17 @@ def doctor(arguments: argparse.Namespace) -> int:
         print(f"{finding.name:<{width}}  {finding.value}")
         if finding.problem:
             print(f"{'':<{width}}  problem: {finding.problem}")
-    return 2 if any(finding.problem and finding.name == "wheel" for finding in findings) else 0
+    return (
+        2
+        if any(finding.problem and (finding.name == "wheel" or finding.value == "none") for finding in findings)
+        else 0
+    )
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print a compiled plan: a table to look at, or JSON."""
     bundle = open_bundle(arguments.model)
-    compiled = compile_plan(
-        bundle.noise_schedule,
-        arguments.sampler or bundle.defaults.sampler,
-        arguments.steps,
-        **draw.sampler_arguments(arguments),
-    )
+    compiled = plan_for(bundle, arguments.sampler, arguments.steps, **draw.sampler_arguments(arguments))
     if arguments.json:
         print(json.dumps(compiled.to_json()))
         return 0
@@ -86,8 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
     except DiffusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("error: there is not enough memory for this; ask for fewer images, or a smaller batch", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
+        print("\ninterrupted; no file is half-written", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -25,8 +24,9 @@ from types import TracebackType
 from typing import Any
 
 from runtime.bundle import DEFAULT_MODEL, find_bundle
-from runtime.engine import processor_name
+from runtime.engine import PROVIDERS, processor_name
 from runtime.errors import EngineError, RequestError
+from runtime.image import check_writable, write_file
 from runtime.pipeline import load
 
 OURS = "runtime"
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-sizes", default="1,32", help="comma-separated (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps for each picture (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after one of warm-up (default: %(default)s)")
-    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
@@ -58,7 +58,12 @@ class Program:
     peak_bytes: int = 0
 
     def __enter__(self) -> Program:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        except OSError as error:
+            raise EngineError(
+                f"{self.name} ({shlex.join(self.command)}) cannot be started: {error.strerror}"
+            ) from error
         return self
 
     def __exit__(
@@ -106,6 +111,8 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def peak_bytes() -> int:
     """Peak resident memory of this process."""
+    import resource  # Unix has it alone, and other commands live in modules beside this one
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -150,6 +157,8 @@ def benchmark(arguments: argparse.Namespace) -> int:
     for name in ("steps", "rounds"):
         if getattr(arguments, name) < 1:
             raise RequestError(f"{name} is {getattr(arguments, name)}; it must be at least 1")
+    if arguments.json:
+        check_writable(arguments.json, overwrite=True)
     model = str(find_bundle(arguments.model))
     worker = [sys.executable, "-m", "runtime", "benchmark", "--worker", "--provider", arguments.provider, model]
     commands = {OURS: worker}
@@ -163,7 +172,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
         rows += measure_batch(commands, batch, arguments.steps, arguments.rounds)
     print_table(rows, arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_file(arguments.json, json.dumps(rows, indent=1).encode() + b"\n")
     return 0
 
 

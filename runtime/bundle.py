@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from runtime.errors import BundleError, RequestError
-from runtime.plan import PREDICTION_TYPES, SPACINGS, NoiseSchedule, Plan
+from runtime.plan import PREDICTION_TYPES, SPACINGS, NoiseSchedule, Plan, is_finite_number
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -53,7 +53,7 @@ class Fields:
 
     def number(self, key: str, least: float = -math.inf, most: float = math.inf) -> float:
         value = self.take(key, int, float)
-        if not least <= value <= most or not math.isfinite(value):
+        if not is_finite_number(value) or not least <= value <= most:
             raise BundleError(f"{self.where}: {key} is {value}; it must lie between {least} and {most}")
         return float(value)
 
@@ -215,7 +215,10 @@ class Bundle:
             BundleError: as ``path``, or the hash differs.
         """
         path = self.path(file)
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror})") from error
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise BundleError(
                 f"{path} does not have the SHA-256 of the manifest; it was altered or damaged: fetch it again"
@@ -323,7 +326,37 @@ def read_manifest(value: object, folder: Path, sha256: str = "") -> Bundle:
     fields.finish()
     if (bundle.pixels is None) == (bundle.latents is None):
         raise BundleError(f"{fields.where}: exactly one of pixels and latents must be null")
+    check_unet(bundle, fields.where)
     return bundle
+
+
+def check_unet(bundle: Bundle, where: str) -> None:
+    """Hold the U-Net's declared inputs and outputs against the contract and against the rest of the manifest.
+
+    Raises:
+        BundleError: another name, dtype or rank, or an image shape that is not the manifest's.
+    """
+    channels = sum(count for _, count in bundle.unet_input)
+    size = (bundle.pixels.height, bundle.pixels.width) if bundle.pixels else (None, None)
+    if bundle.pixels and channels != bundle.pixels.channels:
+        raise BundleError(f"{where}: unet_input has {channels} channels where pixels has {bundle.pixels.channels}")
+    for variant, graph in bundle.graphs.get("unet", {}).items():
+        shapes = {spec.name: (spec.dtype, spec.shape) for spec in (*graph.inputs, *graph.outputs)}
+        expected = {
+            "sample": ("float32", 4),
+            "timestep": ("float32", 1),
+            "class_labels": ("int64", 1),
+            "out_sample": ("float32", 4),
+        }
+        if {name: (dtype, len(shape)) for name, (dtype, shape) in shapes.items()} != expected:
+            raise BundleError(f"{where}: graphs: unet.{variant} must have {expected} as dtypes and ranks, not {shapes}")
+        _, *declared = shapes["sample"][1]
+        if any(
+            isinstance(mine, int) and mine != theirs for mine, theirs in zip(declared, (channels, *size), strict=True)
+        ):
+            raise BundleError(
+                f"{where}: graphs: unet.{variant} takes samples of {declared}, not of {[channels, *size]}"
+            )
 
 
 def optional(fields: Fields, key: str, read: Callable[[Fields], T]) -> T | None:
@@ -412,6 +445,8 @@ def read_conditioning(fields: Fields) -> ClassConditioning:
     if kind != "class":
         raise BundleError(f"{fields.where}: kind {kind!r} is not known to this version, which knows: class")
     conditioning = ClassConditioning(fields.count("num_classes"), fields.count("null_class"), fields.strings("names"))
+    if conditioning.null_class != conditioning.num_classes:
+        raise BundleError(f"{fields.where}: null_class is {conditioning.null_class}; it must be num_classes")
     if len(conditioning.names) != conditioning.num_classes or len(set(conditioning.names)) != conditioning.num_classes:
         raise BundleError(f"{fields.where}: names must be {conditioning.num_classes} different strings")
     return conditioning

@@ -84,12 +84,12 @@ def read_conformance(bundle: Bundle) -> tuple[list[dict[str, Any]], dict[str, Ar
         raise BundleError(
             f"{path} has {path.stat().st_size} bytes; a conformance file has at most {MAX_CONFORMANCE_BYTES}"
         )
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         tensors = parse_tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         cases = json.loads(header["__metadata__"]["cases"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not a conformance file ({' '.join(str(error).split())})") from error
     if not isinstance(cases, list) or not cases:
         raise BundleError(f"{path} holds no cases")

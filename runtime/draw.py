@@ -17,10 +17,11 @@ from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.image import check_writable, write_file
 from runtime.noise import GENERATORS
-from runtime.pipeline import DEFAULT_BATCH_SIZE, Pipeline, Result, image_path, load
+from runtime.pipeline import DEFAULT_BATCH_SIZE, Pipeline, Result, image_paths, load
 from runtime.plan import SAMPLERS
 
 BAR_WIDTH = 30
+MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 ARRAYS = ".npz"
 
 
@@ -99,21 +100,18 @@ def parse_labels(text: str, conditioning: ClassConditioning) -> list[int]:
     raise RequestError(f"label {text!r} is none of 0 to {conditioning.num_classes - 1}{names} or all")
 
 
-def check_output(arguments: argparse.Namespace, count: int) -> None:
-    """Find a bad output path before anything is computed.
+def check_output(arguments: argparse.Namespace, count: int) -> list[Path]:
+    """The files to write; a bad path is found before anything is computed.
 
     Raises:
         RequestError: unknown suffix, missing or unwritable folder, or a file that exists.
     """
     path: Path = arguments.output
-    if path.suffix.lower() == ARRAYS or arguments.grid or count == 1:
-        paths = [path]
-    else:
-        paths = [path.with_stem(f"{path.stem}-{k + 1}") for k in range(count)]
-    if path.suffix.lower() != ARRAYS:
-        image_path(path)
+    is_array = path.suffix.lower() == ARRAYS
+    paths = [path] if is_array else image_paths(path, 1 if arguments.grid else count)
     for each in paths:
         check_writable(each, arguments.overwrite)
+    return paths
 
 
 def save_arrays(result: Result, path: Path) -> None:
@@ -126,12 +124,12 @@ def save_arrays(result: Result, path: Path) -> None:
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draw, and say in one line what was used and where it went."""
-    if arguments.count < 1:
-        raise RequestError(f"count is {arguments.count}; it must be at least 1")
+    if not 1 <= arguments.count <= MAX_COUNT:
+        raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
     pipeline = load(arguments.model, arguments.provider, arguments.threads)
     labels = parse_labels(arguments.label, pipeline.bundle.conditioning)
     total = len(labels) * arguments.count
-    check_output(arguments, total)
+    paths = check_output(arguments, total)
     print(f"{pipeline.provider_reason}{describe_fallback(pipeline)}", flush=True)
 
     result = pipeline(
@@ -152,7 +150,8 @@ def draw(arguments: argparse.Namespace) -> int:
         result.save_grid(arguments.output, columns, arguments.overwrite)
     else:
         result.save(arguments.output, arguments.overwrite)
-    print(f"{arguments.output}: {total} of {pipeline.bundle.name}, {describe(result)}")
+    where = f"{paths[0]} to {paths[-1].name}" if len(paths) > 1 else paths[0]
+    print(f"{where}: {total} of {pipeline.bundle.name}, {describe(result)}")
     return 0
 
 

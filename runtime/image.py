@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -62,13 +63,14 @@ def check_writable(path: Path, overwrite: bool) -> None:
         RequestError: the folder is missing or unwritable, or the file exists and may not be replaced.
     """
     folder = path.parent
-    if not folder.is_dir():
-        raise RequestError(f"the folder {folder} does not exist; make it first")
-    if path.is_dir():
-        raise RequestError(f"{path} is a folder; give the name of a file in it")
-    if path.exists() and not overwrite:
-        raise RequestError(f"{path} exists; choose another name or add --overwrite")
     try:
+        if not folder.is_dir():
+            raise RequestError(f"the folder {folder} does not exist; make it first")
+        if path.is_dir():
+            raise RequestError(f"{path} is a folder; give the name of a file in it")
+        if path.exists() and not overwrite:
+            raise RequestError(f"{path} exists; choose another name or add --overwrite")
+        path.with_name(f".{path.name}.{os.getpid()}").exists()  # as long a name as will be written
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -88,6 +90,9 @@ def write_file(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise RequestError(f"{path} cannot be written ({error.strerror})") from error
+    except BaseException as error:  # Ctrl-C too leaves nothing behind
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RequestError(f"{path} cannot be written ({error.strerror})") from error
+        raise

@@ -25,7 +25,7 @@ from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.image import FORMATS, UInt8, check_writable, encode_image, make_grid, to_uint8, write_file
 from runtime.noise import GENERATORS, NoiseGenerator, image_seed, noise_generator
-from runtime.plan import Float64, Plan, compile_plan
+from runtime.plan import Float64, Plan, compile_plan, is_finite_number
 from runtime.session import Array, Session, as_inputs, choose_provider
 
 Float32 = npt.NDArray[np.float32]
@@ -76,14 +76,12 @@ class Result:
         Raises:
             RequestError: unknown suffix, missing folder, or a file that exists.
         """
-        base = image_path(path)
-        many = len(self.images) > 1
-        paths = [base.with_stem(f"{base.stem}-{k + 1}") if many else base for k in range(len(self.images))]
+        paths = image_paths(path, len(self.images))
         for each in paths:
             check_writable(each, overwrite)
         for k, each in enumerate(paths):
             own = self.metadata | {"seed": self.seeds[k], "class_label": int(self.class_labels[k])}
-            write_file(each, encode_image(self.images[k], base.suffix.lower(), own))
+            write_file(each, encode_image(self.images[k], each.suffix.lower(), own))
         return paths
 
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None, overwrite: bool = False) -> Path:
@@ -105,6 +103,30 @@ def image_path(path: str | os.PathLike[str]) -> Path:
     if base.suffix.lower() not in FORMATS:
         raise RequestError(f"{base} has no suffix of a picture; use one of {', '.join(FORMATS)}")
     return base
+
+
+def image_paths(path: str | os.PathLike[str], count: int) -> list[Path]:
+    """The file for one image; for several ``name-1.png``, ``name-2.png`` ...
+
+    Raises:
+        RequestError: the suffix is none of a picture's.
+    """
+    base = image_path(path)
+    return [base] if count == 1 else [base.with_stem(f"{base.stem}-{k + 1}") for k in range(count)]
+
+
+def plan_for(
+    bundle: Bundle, sampler: str | None = None, num_inference_steps: int | None = None, **options: Any
+) -> Plan:
+    """Compile a plan for a bundle; what is not said is the bundle's default, as far as that is for the same sampler.
+
+    Raises:
+        RequestError: an argument is unknown or out of range.
+    """
+    defaults = bundle.defaults
+    if sampler in (None, defaults.sampler) and num_inference_steps is None:
+        num_inference_steps = defaults.num_inference_steps
+    return compile_plan(bundle.noise_schedule, sampler or defaults.sampler, num_inference_steps, **options)
 
 
 def load(model: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Pipeline:
@@ -139,11 +161,7 @@ class Pipeline:
         Raises:
             RequestError: an argument is unknown or out of range.
         """
-        defaults = self.bundle.defaults
-        if sampler is None:
-            sampler = defaults.sampler
-            num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
-        return compile_plan(self.bundle.noise_schedule, sampler, num_inference_steps, **options)
+        return plan_for(self.bundle, sampler, num_inference_steps, **options)
 
     def __call__(
         self,
@@ -170,10 +188,12 @@ class Pipeline:
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
-        try:
-            labels = np.atleast_1d(np.asarray(class_labels, dtype=np.int64))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RequestError(f"class_labels {class_labels!r} must be whole numbers") from error
+        labels = np.atleast_1d(np.asarray(class_labels))
+        if labels.size and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+            raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
+        labels = labels.astype(np.int64)
+        if plan is not None and plan_options:
+            raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
         plan = plan or self.plan(**plan_options)
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
         seed = secrets.randbelow(2**32) if seed is None else seed
@@ -256,12 +276,13 @@ class Pipeline:
         conditioning = self.bundle.conditioning
         if not len(class_labels):
             raise RequestError("there is no label to draw; give at least one")
-        for label in class_labels:
-            if not 0 <= label < conditioning.num_classes and label != conditioning.null_class:
-                raise RequestError(
-                    f"label {label} is out of range; {self.bundle.name} has 0 to {conditioning.num_classes - 1}"
-                )
-        if not math.isfinite(guidance_scale):
+        wrong = class_labels[(class_labels < 0) | (class_labels > conditioning.null_class)]
+        if len(wrong):
+            raise RequestError(
+                f"label {wrong[0]} is out of range; {self.bundle.name} has 0 to {conditioning.num_classes - 1}, "
+                f"and {conditioning.null_class} for none"
+            )
+        if not is_finite_number(guidance_scale):
             raise RequestError(f"guidance_scale is {guidance_scale}; it must be a finite number (1 is off)")
         if rng not in GENERATORS:
             raise RequestError(f"rng {rng!r} is unknown; choose {', '.join(GENERATORS)}")

@@ -163,14 +163,17 @@ class Plan:
 
 
 def is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 def finite_array(name: str, value: object, shape: tuple[int, ...]) -> Float64:
     """A JSON list of numbers as an array of a known shape."""
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     if array.shape != shape or not np.isfinite(array).all():
         raise RequestError(f"the plan's {name} must be finite numbers of shape {shape}")
@@ -194,7 +197,7 @@ def select_timesteps(
         RequestError: the count is out of range or the spacing unknown.
     """
     total, count = num_train_timesteps, num_inference_steps
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
         raise RequestError(f"num_inference_steps is {count}; it must be a whole number from 1 to {total}")
     if count > total:
         raise RequestError(f"num_inference_steps {count} exceeds num_train_timesteps {total}")
@@ -321,7 +324,7 @@ def compile_plan(
     originals = [predictions(level, schedule.prediction_type)[0] for level in levels[:-1]]
     return Plan(
         sampler=sampler,
-        num_inference_steps=num_inference_steps,
+        num_inference_steps=int(num_inference_steps),
         options=known | options | {"timestep_spacing": spacing},
         prediction_type=schedule.prediction_type,
         initial_scale=1.0,

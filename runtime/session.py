@@ -42,6 +42,7 @@ PROBE = (
 INSTALL_CUDA = "pip install 'diffusion-anywhere[cuda]'"
 CUDA_CURE = "run: pip install 'onnxruntime-gpu[cuda,cudnn]', or choose the wheel that fits the CUDA you have"
 # ONNX Runtime's log severities.
+WARNINGS = 2
 ERRORS_ONLY = 3
 NOTHING = 4
 
@@ -144,6 +145,8 @@ def try_cuda() -> str | None:
             session = engine.InferenceSession(PROBE, options, providers=[PROVIDERS["cuda"], PROVIDERS["cpu"]])
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             return f"{one_line(error)}; {CUDA_CURE}"
+        finally:
+            engine.set_default_logger_severity(WARNINGS)
     if session.get_providers()[0] == PROVIDERS["cuda"]:
         return None
     return f"{missing_library(Path(str(engine.__file__)).parent)}; {CUDA_CURE}"
@@ -184,9 +187,10 @@ def placement(session: Any) -> Counter[str]:
     """Nodes by execution provider; empty where ONNX Runtime is too old (below 1.24) to say."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return Counter()
-    return Counter(
-        {subgraph.ep_name: len(subgraph.get_nodes()) for subgraph in session.get_provider_graph_assignment_info()}
-    )
+    nodes: Counter[str] = Counter()
+    for subgraph in session.get_provider_graph_assignment_info():
+        nodes[subgraph.ep_name] += len(subgraph.get_nodes())
+    return nodes
 
 
 def check_signature(path: Path, kind: str, actual: list[Any], expected: tuple[TensorSpec, ...]) -> None:

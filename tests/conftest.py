@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest
 
 DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
 MNIST_SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """A shell's background job has Ctrl-C ignored, and so has what it starts; its tests need it as in a terminal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,14 @@ CHANGES: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: m["plans"]["ddim-10"].update(timesteps=[]), "plans: the plan has no rows"),
     (lambda m: m["pixels"].update(height=0), "height is 0; it must be a whole number from 1"),
     (lambda m: m.update(pixels=[1, 8, 8]), "pixels must be dict or NoneType, not list"),
+    (lambda m: m["pixels"].update(height=65536), "takes samples of [1, 8, 8], not of [1, 65536, 8]"),
+    (lambda m: m["pixels"].update(channels=3), "unet_input has 1 channels where pixels has 3"),
+    (lambda m: m["conditioning"].update(null_class=99), "null_class is 99; it must be num_classes"),
+    (lambda m: unet(m)["inputs"].pop(), "graphs: unet.fp32 must have"),
+    (lambda m: unet(m)["inputs"][0].update(name="x"), "graphs: unet.fp32 must have"),
+    (lambda m: m["defaults"].update(guidance_scale=10**400), "guidance_scale is 1"),
+    (lambda m: m["plans"]["ddim-10"].update(initial_scale=10**400), "initial_scale is 1"),
+    (lambda m: m["plans"]["ddim-10"].update(timesteps=[10**400] * 10), "timesteps must be finite"),
 ]
 
 

@@ -114,6 +114,8 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["--provider", "cuda"], "provider cuda cannot be used: "),
         (["--model", "nowhere"], "there is no bundle 'nowhere'"),
         (["-o", "missing/out.png"], "the folder missing does not exist"),
+        (["-o", "x" * 300 + ".png"], "File name too long"),
+        (["--count", "10000000000000"], "count is 10000000000000; it must be 1 to 1000000"),
         (["-o", "out.gif"], "has no suffix of a picture; use one of .png"),
         (["-o", "out"], "has no suffix of a picture"),
     ],
@@ -139,6 +141,44 @@ def has_cuda() -> bool:
     return try_cuda() is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peer", "x=no-such-program-anywhere"], "x (no-such-program-anywhere) cannot be started"),
+        (["--peer", "x=false"], "x (false) ended or does not speak the protocol"),
+        (["--peer", "nothing"], "peer 'nothing' must be NAME=COMMAND"),
+        (["--json", "missing/x.json"], "the folder missing does not exist"),
+        (["--batch-sizes", "1,none"], "batch sizes '1,none' must be whole numbers"),
+        (["--rounds", "0"], "rounds is 0"),
+    ],
+)
+def test_bad_benchmarks(
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["benchmark", model, "--batch-sizes", "1", "--steps", "1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_benchmark_sets_the_runtime_beside_itself(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = f"{sys.executable} -m runtime benchmark --worker {model}"
+    options = ["--batch-sizes", "2", "--steps", "3", "--rounds", "2", "--peer", f"again={worker}", "--json", "b.json"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["benchmark", model, *options]) == 0
+    assert "| 2 | again |" in capsys.readouterr().out
+    rows = json.loads(Path("b.json").read_text())
+    assert [row["program"] for row in rows] == ["runtime", "again"]
+    assert all(len(row["ratios"]) == 2 and row["peak_megabytes"] > 10 for row in rows)
+
+
 def test_an_unwritable_folder(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", model, "-o", str(unwritable_folder(tmp_path) / "out.png")]) == 2
     assert "cannot be written to" in capsys.readouterr().err
@@ -155,7 +195,7 @@ def test_an_existing_file_is_kept_unless_overwrite(model: str, capsys: pytest.Ca
 def test_a_graph_with_other_inputs_than_its_manifest(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(model) / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["graphs"]["unet"]["fp32"]["inputs"][1]["dtype"] = "int64"
+    manifest["graphs"]["unet"]["fp32"]["inputs"][1]["shape"] = [3]
     path.write_text(json.dumps(manifest))
     assert main(["--model", model, "-o", "out.png"]) == 2
     error = capsys.readouterr().err
@@ -192,16 +232,17 @@ def test_ctrl_c_stops_at_once_and_writes_nothing(model: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # A shell that starts this test in the background has Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert process.stdout is not None
-    assert "provider cpu" in process.stdout.readline()  # from here on it draws
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    try:
+        assert process.stdout is not None
+        assert "provider cpu" in process.stdout.readline()  # from here on it draws
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
-    assert "interrupted; nothing was written" in error
+    assert "interrupted; no file is half-written" in error
     assert "Traceback" not in error
     assert os.listdir() == []
 

@@ -181,3 +181,15 @@ def test_guidance_asks_once_and_without_the_null_class_where_it_is_off(scale: fl
 def test_ddim_that_draws_needs_noise() -> None:
     with pytest.raises(ValueError, match=r"eta 0\.5 draws fresh noise; pass noise="):
         last(sample_ddim(crooked, SCHEDULE, normal(1, 1, 2, 2, seed=0), [20, 10], eta=0.5))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_samples_stay_on_their_device(sampler: str) -> None:
+    """The meta device computes nothing but refuses, as a GPU does, to be mixed with tensors that lie elsewhere."""
+    start = torch.empty(4, 1, 28, 28, device="meta")
+    steps = (
+        sample_ddim(lambda sample, t: sample * 0.1, SCHEDULE, start, [9, 5], lambda: torch.randn_like(start), 1.0)
+        if sampler == "ddim"
+        else sample_ddpm(lambda sample, t: sample * 0.1, SCHEDULE, start, lambda: torch.randn_like(start))
+    )
+    assert {sample.device.type for sample in steps} == {"meta"}

@@ -107,7 +107,10 @@ def test_without_a_seed_one_is_drawn_and_kept(pipeline: Pipeline) -> None:
         ({"class_labels": 4}, "label 4 is out of range; tiny has 0 to 2"),
         ({"class_labels": -1}, "label -1 is out of range"),
         ({"class_labels": []}, "there is no label to draw"),
-        ({"class_labels": "seven"}, "class_labels 'seven' must be whole numbers"),
+        ({"class_labels": "seven"}, "class_labels 'seven' must be a whole number"),
+        ({"class_labels": [1.9]}, "class_labels [1.9] must be a whole number or a list of them"),
+        ({"class_labels": [[1, 2]]}, "must be a whole number or a list of them"),
+        ({"guidance_scale": "2"}, "guidance_scale is 2; it must be a finite number"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"guidance_scale": 1e40}, "is no longer finite; guidance_scale 1e+40 is too large"),
@@ -134,6 +137,18 @@ def test_a_plan_for_another_kind_of_network_is_refused(pipeline: Pipeline) -> No
     other = compile_plan(type(schedule)(schedule.alphas_cumprod, "v_prediction"), "ddim", 4)
     with pytest.raises(RequestError, match="the plan is for v_prediction models; tiny predicts epsilon"):
         pipeline(0, plan=other)
+
+
+def test_a_plan_and_options_for_another_are_refused(pipeline: Pipeline) -> None:
+    plan = pipeline.plan(num_inference_steps=np.int64(4))  # type: ignore[arg-type]
+    assert len(pipeline(0, plan=plan, seed=0).images) == 1
+    with pytest.raises(RequestError, match="give either a plan or sampler, eta, and not both"):
+        pipeline(0, plan=plan, sampler="ddim", eta=0.5)
+
+
+def test_the_models_own_sampler_keeps_its_default_steps(pipeline: Pipeline) -> None:
+    assert len(pipeline.plan()) == len(pipeline.plan(sampler="ddim")) == 10
+    assert len(pipeline.plan(sampler="ddpm")) == 100
 
 
 def test_saved_pictures_carry_what_made_them(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ def test_outputs_come_by_name(bundle: Bundle) -> None:
 
 def test_every_node_runs_on_the_cpu_and_is_counted(bundle: Bundle) -> None:
     session = session_with(bundle)
-    assert set(session.placement) == {"CPUExecutionProvider"}
+    assert session.placement == {"CPUExecutionProvider": 8}  # as many as ``tiny_bundle.graph`` has
     assert session.fallback() == ""
+    session.provider = "cuda"  # what it would say had another provider been asked for
+    assert session.fallback() == "8 of 8 nodes of unet.onnx run on the CPU"
 
 
 SPECS = {

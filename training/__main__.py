@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; run: pip install 'diffusion-anywhere[train]'", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

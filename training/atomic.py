@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from training.errors import OutputError
@@ -37,10 +38,9 @@ def make_folder(folder: Path) -> None:
     Raises:
         OutputError: they cannot.
     """
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # of another name in each process of a distributed run
+            pass
     except OSError as error:
         raise OutputError(f"{folder} cannot be written to ({error.strerror or error}); choose another --out") from error

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     if finished and trainer.accelerator.is_main_process:
         print(
             f"{trainer.model_file}: trained for {trainer.step} steps; export it with: "
-            f"python -m export ddpm {trainer.model_file} --out models_onnx/{folder.name}"
+            f"python -m export ddpm {trainer.model_file} --out models_onnx/my-{dataset.name}"
         )
     trainer.accelerator.end_training()
     return 0 if finished else 130

@@ -59,7 +59,7 @@ def sample_ddpm(
     """
     sample = start
     for t in reversed(range(schedule.num_train_timesteps)):
-        timesteps = torch.full((len(sample),), t)
+        timesteps = torch.full((len(sample),), t, device=sample.device)
         mean = reverse_mean(schedule, sample, timesteps, predict(sample, t))
         if t > 0:
             sigma = (
@@ -97,7 +97,7 @@ def sample_ddim(
     """
     sample = start
     for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
-        index = torch.full((len(sample),), t)
+        index = torch.full((len(sample),), t, device=sample.device)
         noise_pred = predict(sample, t)
         original = predict_original(schedule, sample, index, noise_pred)
         after = schedule.alphas_cumprod[t]
