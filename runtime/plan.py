@@ -9,78 +9,50 @@ Terms, as in the papers:
     z                    fresh standard normal noise
 
 Nearly every sampler computes the next x as a *linear* combination of the last samples, the last outputs and fresh
-noise. So a sampler here is a small function that walks the noise levels and writes each row as a combination of nine
-unit vectors: four samples (newest first), four outputs, one noise. What a host needs of it are the numbers.
+noise. So a sampler (``runtime.samplers``) is a small function that walks noise levels (``runtime.noise_levels``) and
+writes each row as a combination of nine unit vectors: four samples (newest first), four outputs, one noise. What a
+host needs of it are the numbers.
 
-This module needs NumPy alone and holds no state; it serves as schedulers for anyone's model.
+It is all NumPy and holds no state, so that it serves as schedulers for anyone's model: see ``docs/plan.md``.
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.errors import RequestError
+from runtime.noise_levels import SPACINGS, is_finite_number, select_timesteps
+from runtime.noise_schedule import PREDICTION_TYPES, Float64, Level, NoiseSchedule, rescale_zero_terminal_snr
+from runtime.samplers import SAMPLERS, find_sampler, option_defaults, sampler_options
+from runtime.samplers.rows import COLUMNS, OUTPUT, SAMPLE, predictions
 
-Float64 = npt.NDArray[np.float64]
+__all__ = [
+    "PREDICTION_TYPES",
+    "SAMPLERS",
+    "SPACINGS",
+    "Float64",
+    "NoiseSchedule",
+    "Plan",
+    "compile_plan",
+    "find_sampler",
+    "is_finite_number",
+    "rescale_zero_terminal_snr",
+    "sampler_options",
+    "select_timesteps",
+]
 
-COLUMNS = 9
-SAMPLE, OUTPUT, NOISE = 0, 4, 8  # first column of each kind: x_i ..., o_i ..., z_i
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-SPACINGS = ("leading", "trailing", "linspace")
-
-
-def unit(column: int) -> Float64:
-    """The combination that is one column alone."""
-    vector = np.zeros(COLUMNS)
-    vector[column] = 1
-    return vector
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """What a plan has to know of the model it is made for.
-
-    Attributes:
-        alphas_cumprod: ᾱ by training timestep, float64 (T,), decreasing.
-        prediction_type: "epsilon", "v_prediction" or "sample".
-        final_alpha_cumprod: ᾱ after the last row; 1 is the clean image.
-        timestep_spacing: how inference picks its timesteps, unless a plan says otherwise.
-        steps_offset: added to "leading" timesteps.
-    """
-
-    alphas_cumprod: Float64
-    prediction_type: str = "epsilon"
-    final_alpha_cumprod: float = 1.0
-    timestep_spacing: str = "trailing"
-    steps_offset: int = 0
-
-    @property
-    def num_train_timesteps(self) -> int:
-        return len(self.alphas_cumprod)
-
-
-@dataclass(frozen=True)
-class Level:
-    """One noise level: the timestep the network is told, and ᾱ."""
-
-    timestep: float
-    alpha_cumprod: float
-
-    @property
-    def signal_scale(self) -> float:
-        return math.sqrt(self.alpha_cumprod)
-
-    @property
-    def noise_scale(self) -> float:
-        return math.sqrt(1 - self.alpha_cumprod)
+# What any plan may be compiled with, beside the options of its sampler.
+PLAN_OPTIONS: dict[str, Any] = {
+    "strength": 1.0,
+    "rescale_betas_zero_snr": False,
+    "guidance_interval": None,
+    "guidance_rescale": 0.0,
+    "clip_sample": None,
+}
 
 
 @dataclass(frozen=True)
@@ -150,23 +122,31 @@ class Plan:
             "x0_weights": (rows, 2),
         }
         arrays = {name: finite_array(name, value[name], shape) for name, shape in shapes.items()}
-        if arrays["guidance"].min() < 0 or arrays["guidance"].max() > 1:
-            raise RequestError("the plan's guidance must lie in [0, 1]")
-        if value["prediction_type"] not in PREDICTION_TYPES:
-            raise RequestError(
-                f"prediction_type {value['prediction_type']!r} is unknown; it is one of {PREDICTION_TYPES}"
-            )
-        for name in ("initial_scale", "guidance_rescale", "clip_sample"):
-            if not is_finite_number(value[name]) and not (name == "clip_sample" and value[name] is None):
-                raise RequestError(f"the plan's {name} is {value[name]!r}; it must be a finite number")
+        check_arrays(arrays)
+        check_facts(value)
         return cls(**(value | arrays))
 
 
-def is_finite_number(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number of more than 308 digits
-        return False
+def check_arrays(arrays: Mapping[str, Float64]) -> None:
+    """What a table of the right shape can still have wrong."""
+    if arrays["guidance"].min() < 0 or arrays["guidance"].max() > 1:
+        raise RequestError("the plan's guidance must lie in [0, 1]")
+    if np.abs(arrays["signal_scales"] ** 2 + arrays["noise_scales"] ** 2 - 1).max() > 1e-6:
+        raise RequestError("the squares of the plan's signal_scales and noise_scales must sum to one")
+    for i, row in enumerate(arrays["weights"][:3]):
+        if row[[*range(SAMPLE + i + 1, OUTPUT), *range(OUTPUT + i + 1, OUTPUT + 4)]].any():
+            raise RequestError(f"row {i} of the plan's weights uses samples or outputs from before its first row")
+
+
+def check_facts(value: Mapping[str, Any]) -> None:
+    options, taken = value["options"], {"schedule", "sampler", "num_inference_steps"}
+    if not isinstance(value["sampler"], str) or not isinstance(options, dict) or taken & options.keys():
+        raise RequestError(f"the plan's sampler must be a string, and its options an object without {sorted(taken)}")
+    if value["prediction_type"] not in PREDICTION_TYPES:
+        raise RequestError(f"prediction_type {value['prediction_type']!r} is unknown; it is one of {PREDICTION_TYPES}")
+    for name in ("initial_scale", "guidance_rescale", "clip_sample"):
+        if not is_finite_number(value[name]) and not (name == "clip_sample" and value[name] is None):
+            raise RequestError(f"the plan's {name} is {value[name]!r}; it must be a finite number")
 
 
 def finite_array(name: str, value: object, shape: tuple[int, ...]) -> Float64:
@@ -180,117 +160,6 @@ def finite_array(name: str, value: object, shape: tuple[int, ...]) -> Float64:
     return array
 
 
-# --- noise levels -----------------------------------------------------------------------------------------------------
-
-
-def select_timesteps(
-    num_train_timesteps: int, num_inference_steps: int, spacing: str, steps_offset: int = 0
-) -> list[int]:
-    """Which training timesteps inference visits, noisiest first (Lin et al. 2024, table 2).
-
-    Args:
-        num_train_timesteps: T. num_inference_steps: how many, from 1 to T. spacing: "leading" counts up from 0 in
-        equal whole steps, "trailing" counts down from T - 1, "linspace" has both ends. steps_offset: added to leading
-        timesteps.
-
-    Raises:
-        RequestError: the count is out of range or the spacing unknown.
-    """
-    total, count = num_train_timesteps, num_inference_steps
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-        raise RequestError(f"num_inference_steps is {count}; it must be a whole number from 1 to {total}")
-    if count > total:
-        raise RequestError(f"num_inference_steps {count} exceeds num_train_timesteps {total}")
-    steps: npt.NDArray[Any]
-    if spacing == "leading":
-        steps = np.arange(count)[::-1] * (total // count) + steps_offset
-    elif spacing == "trailing":
-        steps = np.round(total - np.arange(count) * (total / count)) - 1
-    elif spacing == "linspace":
-        steps = np.round(np.linspace(0, total - 1, count))[::-1]
-    else:
-        raise RequestError(f"timestep_spacing {spacing!r} is unknown; choose {', '.join(SPACINGS)}")
-    if steps[0] >= total:
-        raise RequestError(
-            f"num_inference_steps {count} with steps_offset {steps_offset} goes beyond timestep {total - 1}"
-        )
-    return [int(step) for step in steps]
-
-
-def select_levels(schedule: NoiseSchedule, num_inference_steps: int, spacing: str) -> list[Level]:
-    """The noise levels of x_0 .. x_N: those of the selected timesteps, then the final one."""
-    steps = select_timesteps(schedule.num_train_timesteps, num_inference_steps, spacing, schedule.steps_offset)
-    levels = [Level(step, float(schedule.alphas_cumprod[step])) for step in steps]
-    return [*levels, Level(-1, schedule.final_alpha_cumprod)]
-
-
-def predictions(level: Level, prediction_type: str) -> tuple[Float64, Float64]:
-    """Predicted original sample x_0 and noise ε as combinations of x_i and o_i (Salimans & Ho 2022, appendix D)."""
-    x, o, s, n = unit(SAMPLE), unit(OUTPUT), level.signal_scale, level.noise_scale
-    if prediction_type == "epsilon":
-        return (x - n * o) / s, o
-    if prediction_type == "v_prediction":
-        return s * x - n * o, n * x + s * o
-    return o, (x - s * o) / n
-
-
-# --- samplers: from noise levels to the rows of the table
-# ---------------------------------------------------------------
-
-
-def ddim(levels: list[Level], prediction_type: str, eta: float = 0.0) -> Iterator[Float64]:
-    """DDIM (Song et al. 2021, eqs. 12 and 16): eta 0 is deterministic, eta 1 has the variance of DDPM."""
-    if not is_finite_number(eta) or eta < 0:
-        raise RequestError(
-            f"eta is {eta}; it must be a number of at least 0 (0 is deterministic, 1 is DDPM's variance)"
-        )
-    for now, following in itertools.pairwise(levels):
-        x0, eps = predictions(now, prediction_type)
-        after, before = now.alpha_cumprod, following.alpha_cumprod
-        variance = eta**2 * (1 - before) / (1 - after) * (1 - after / before)
-        if variance > 1 - before:
-            raise RequestError(
-                f"eta {eta} asks for more noise than there is at timestep {now.timestep:g}; 1 is always possible"
-            )
-        yield following.signal_scale * x0 + math.sqrt(1 - before - variance) * eps + math.sqrt(variance) * unit(NOISE)
-
-
-def ddpm(levels: list[Level], prediction_type: str, variance: str = "posterior") -> Iterator[Float64]:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2 with eq. 7), over all levels or a subsequence of them.
-
-    ``variance`` is "posterior" (β̃) or "beta" (β), the two choices of their section 3.2. The last row draws nothing.
-    """
-    if variance not in ("posterior", "beta"):
-        raise RequestError(f"variance {variance!r} is unknown; choose posterior or beta")
-    for now, following in itertools.pairwise(levels):
-        x0, _ = predictions(now, prediction_type)
-        after, before = now.alpha_cumprod, following.alpha_cumprod
-        alpha = after / before
-        beta = 1 - alpha
-        mean = math.sqrt(before) * beta / (1 - after) * x0 + math.sqrt(alpha) * (1 - before) / (1 - after) * unit(
-            SAMPLE
-        )
-        sigma_squared = beta if variance == "beta" else (1 - before) / (1 - after) * beta
-        is_last = following is levels[-1]
-        yield mean + (0 if is_last else math.sqrt(sigma_squared)) * unit(NOISE)
-
-
-Sampler = Callable[..., Iterator[Float64]]
-SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "ddpm": ddpm}
-
-
-def sampler_options(sampler: str) -> dict[str, Any]:
-    """The options of a sampler and their defaults.
-
-    Raises:
-        RequestError: the sampler is unknown.
-    """
-    if sampler not in SAMPLERS:
-        raise RequestError(f"sampler {sampler!r} is unknown; choose {', '.join(sorted(SAMPLERS))}")
-    parameters = inspect.signature(SAMPLERS[sampler]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
-
-
 def compile_plan(
     schedule: NoiseSchedule,
     sampler: str = "ddim",
@@ -302,36 +171,126 @@ def compile_plan(
 
     Args:
         schedule: the model's noise levels and prediction type.
-        sampler: a name in ``SAMPLERS``.
-        num_inference_steps: rows of the table; without it all T for "ddpm" and 50 (or T, if that is less) for others.
+        sampler: a name in ``SAMPLERS``, or one that people know, such as "DPM++ 2M Karras".
+        num_inference_steps: steps of the sampler; without it all T for "ddpm", 4 for "lcm" and "tcd", and 50 (or T, if
+            that is less) for others. Samplers of two rows a step have nearly twice as many rows.
         timestep_spacing: instead of the schedule's own.
-        options: the sampler's own, such as ``eta``.
+        options: the sampler's own, such as ``eta``, and those of its noise levels, such as ``sigma_spacing``, both of
+            which ``sampler_options`` lists; and these, which go with every sampler:
+            strength: share of the steps that are taken, the last ones; for image to image, from
+                x_0 = signal_scales[0] · image + noise_scales[0] · noise.
+            rescale_betas_zero_snr: no signal at the last timestep, see ``rescale_zero_terminal_snr``.
+            guidance_interval: (low, high): guide only where low < σ ≤ high (Kynkäänniemi et al. 2024).
+            guidance_rescale: φ of rescaled guidance (Lin et al. 2024, section 3.4), from 0, which is off, to 1.
+            clip_sample: bound of the predicted original sample, or None.
 
     Raises:
         RequestError: an argument is unknown or out of range.
     """
-    known = sampler_options(sampler)
-    for name in options:
-        if name not in known:
-            raise RequestError(f"sampler {sampler} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    name, options = known_options(sampler, options)
+    if options.get("rescale_betas_zero_snr"):
+        schedule = rescale_zero_terminal_snr(schedule)
     if num_inference_steps is None:
-        num_inference_steps = (
-            schedule.num_train_timesteps if sampler == "ddpm" else min(50, schedule.num_train_timesteps)
-        )
-    spacing = timestep_spacing or schedule.timestep_spacing
-    levels = select_levels(schedule, num_inference_steps, spacing)
-    weights = np.stack(list(SAMPLERS[sampler](levels, schedule.prediction_type, **options)))
-    originals = [predictions(level, schedule.prediction_type)[0] for level in levels[:-1]]
+        default = SAMPLERS[name].default_steps or schedule.num_train_timesteps
+        num_inference_steps = min(default, schedule.num_train_timesteps)
+    spacing = choose_spacing(schedule, name, timestep_spacing)
+    levels = choose_levels(schedule, name, num_inference_steps, spacing, options)
+    rows = list(SAMPLERS[name].rows(schedule, levels, **chosen(options, SAMPLERS[name].rows)))
+    visited = [row.level for row in rows]
     return Plan(
-        sampler=sampler,
+        sampler=name,
         num_inference_steps=int(num_inference_steps),
-        options=known | options | {"timestep_spacing": spacing},
+        options=options | {"timestep_spacing": spacing},
         prediction_type=schedule.prediction_type,
-        initial_scale=1.0,
-        signal_scales=np.array([level.signal_scale for level in levels]),
-        noise_scales=np.array([level.noise_scale for level in levels]),
-        timesteps=np.array([level.timestep for level in levels[:-1]], dtype=np.float64),
-        guidance=np.ones(len(levels) - 1),
-        weights=weights,
-        x0_weights=np.stack([original[[SAMPLE, OUTPUT]] for original in originals]),
+        initial_scale=initial_scale(name, spacing, levels[0]),
+        signal_scales=np.array([level.signal_scale for level in [*visited, levels[-1]]]),
+        noise_scales=np.array([level.noise_scale for level in [*visited, levels[-1]]]),
+        timesteps=np.array([level.timestep for level in visited], dtype=np.float64),
+        guidance=guidance_column(visited, options.get("guidance_interval")),
+        weights=np.stack([row.weights for row in rows]),
+        x0_weights=np.stack([predictions(level, schedule.prediction_type)[0][[SAMPLE, OUTPUT]] for level in visited]),
+        clip_sample=check_clip(options.get("clip_sample")),
+        guidance_rescale=check_share("guidance_rescale", options.get("guidance_rescale", 0.0)),
     )
+
+
+def known_options(sampler: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The sampler's own name, and its options: their defaults, what the name implies, and what is given."""
+    name, implied = find_sampler(sampler)
+    known = sampler_options(name)
+    for option, value in {**implied, **options}.items():
+        if option not in known | PLAN_OPTIONS:
+            raise RequestError(f"sampler {name} has no option {option!r}; it has {', '.join([*known, *PLAN_OPTIONS])}")
+        if option in implied and implied[option] != value:
+            raise RequestError(f"sampler {sampler!r} means {option} {implied[option]!r}, but {value!r} is asked for")
+    given = {option: list(value) if isinstance(value, tuple) else value for option, value in options.items()}
+    return name, known | implied | given
+
+
+def chosen(options: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Those options that are the function's."""
+    return {option: value for option, value in options.items() if option in option_defaults(function)}
+
+
+def choose_spacing(schedule: NoiseSchedule, sampler: str, timestep_spacing: str | None) -> str | None:
+    if SAMPLERS[sampler].selects_timesteps:
+        return schedule.timestep_spacing if timestep_spacing is None else timestep_spacing
+    if timestep_spacing is not None:
+        raise RequestError(
+            f"sampler {sampler} has timesteps of its own; leave out timestep_spacing {timestep_spacing!r}"
+        )
+    return None
+
+
+def choose_levels(
+    schedule: NoiseSchedule, sampler: str, count: int, spacing: str | None, options: Mapping[str, Any]
+) -> list[Level]:
+    """The levels from where the plan starts, all of them such that the network's output there tells x_0."""
+    levels = SAMPLERS[sampler].levels(schedule, count, spacing, **chosen(options, SAMPLERS[sampler].levels))
+    strength = check_share("strength", options.get("strength", 1.0))
+    taken = min(int(count * strength), count)
+    if taken < 1:
+        raise RequestError(f"strength {strength} of {count} steps leaves none; it must be at least {1 / count:.4g}")
+    levels = levels[len(levels) - 1 - taken :]
+    if schedule.prediction_type == "epsilon" and levels[0].alpha_cumprod == 0:
+        raise RequestError(
+            f"no signal is left at timestep {levels[0].timestep:g}, where epsilon tells nothing of the image; "
+            "it takes a model of another prediction_type, or timestep_spacing leading"
+        )
+    return levels
+
+
+def initial_scale(sampler: str, spacing: str | None, start: Level) -> float:
+    """What unit noise is multiplied by.
+
+    Where no signal is left that is one. Samplers of k-diffusion start at σ·noise, which is noise_scale·noise here; with
+    "leading" timesteps diffusers takes √(σ² + 1) for σ, so that the start has the variance of a noisy image.
+    """
+    return start.noise_scale if SAMPLERS[sampler].starts_at_sigma and spacing != "leading" else 1.0
+
+
+def guidance_column(visited: list[Level], interval: object) -> Float64:
+    if interval is None:
+        return np.ones(len(visited))
+    if not (isinstance(interval, list) and len(interval) == 2 and all(map(is_finite_number, interval))):
+        raise RequestError(f"guidance_interval is {interval!r}; it must be two sigmas, (low, high)")
+    low, high = interval
+    column = np.array([float(low < level.sigma <= high) for level in visited])
+    if not column.any():
+        raise RequestError(
+            f"guidance_interval {interval!r} holds none of the plan's sigmas, "
+            f"which fall from {visited[0].sigma:.4g} to {visited[-1].sigma:.4g}"
+        )
+    return column
+
+
+def check_share(name: str, value: float) -> float:
+    if not is_finite_number(value) or not 0 <= value <= 1:
+        raise RequestError(f"{name} is {value}; it must be a number from 0 to 1")
+    return value
+
+
+def check_clip(value: float | None) -> float | None:
+    if value is not None and (not is_finite_number(value) or value <= 0):
+        raise RequestError(f"clip_sample is {value}; it must be a number above 0, or None")
+    return value

@@ -174,6 +174,11 @@ def test_json_keeps_every_digit() -> None:
         ({"prediction_type": "score"}, "prediction_type 'score' is unknown"),
         ({"initial_scale": None}, "initial_scale is None"),
         ({"surprise": 1}, "unknown keys ['surprise']"),
+        ({"signal_scales": [1.0] * 6}, "squares of the plan's signal_scales and noise_scales must sum to one"),
+        ({"weights": [[1.0] * 9] * 5}, "row 0 of the plan's weights uses samples or outputs from before its first row"),
+        ({"sampler": 3}, "sampler must be a string"),
+        ({"options": [1]}, "its options an object"),
+        ({"options": {"schedule": 1}}, "its options an object without"),
     ],
 )
 def test_a_malformed_plan_is_one_clear_error(change: dict[str, Any], message: str) -> None:
