@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from runtime import benchmark, check, draw
@@ -24,6 +25,7 @@ from runtime.pipeline import plan_for
 from runtime.plan import SAMPLERS
 
 INTERRUPTED = 130
+COLUMN_NAMES = ("x_i", "x_i-1", "x_i-2", "x_i-3", "o_i", "o_i-1", "o_i-2", "o_i-3", "z_i")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -48,11 +50,12 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(compiled.to_json()))
         return 0
-    print("row  timestep  signal  noise   weights of x_i, o_i, z_i")
+    used = [column for column in range(len(COLUMN_NAMES)) if compiled.weights[:, column].any()]
+    print("row  timestep  signal  noise " + "".join(f"{COLUMN_NAMES[column]:>10}" for column in used))
     for i in range(len(compiled)):
-        x, o, z = compiled.weights[i, [0, 4, 8]]
         signal, noise = compiled.signal_scales[i], compiled.noise_scales[i]
-        print(f"{i:3}  {compiled.timesteps[i]:8g}  {signal:.4f}  {noise:.4f}  {x:9.5f} {o:9.5f} {z:9.5f}")
+        weights = "".join(f"{weight:10.5f}" for weight in compiled.weights[i, used])
+        print(f"{i:3}  {compiled.timesteps[i]:8g}  {signal:.4f}  {noise:.4f}{weights}")
     return 0
 
 
@@ -86,6 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
     except DiffusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except MemoryError:
         print("error: there is not enough memory for this; ask for fewer images, or a smaller batch", file=sys.stderr)
         return 2
