@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,13 @@ def output(x: Float64, signal_scale: float, noise_scale: float, prediction_type:
     return {"epsilon": eps, "v_prediction": signal_scale * eps - noise_scale * x0, "sample": x0}[prediction_type]
 
 
-def exact_flow(start: Float64) -> Float64:
-    """Where the probability flow leads from ``start`` at σ = LARGEST to σ = SMALLEST, in the scale x_0 + σ·ε."""
+@cache
+def exact_flow() -> tuple[Float64, Float64]:
+    """Points at σ = LARGEST and where the probability flow leads from them at σ = SMALLEST, in the scale x_0 + σ·ε."""
+    start = LARGEST * np.random.default_rng(0).standard_normal(40)
     ends = np.log(LARGEST), np.log(SMALLEST)
     flow = solve_ivp(lambda u, x: x - original(x, np.exp(u)), ends, start, "DOP853", rtol=1e-12, atol=1e-12)
-    return np.asarray(flow.y[:, -1])
+    return start, np.asarray(flow.y[:, -1])
 
 
 def combined(weights: Float64, samples: list[Float64], outputs: list[Float64], noise: Float64 | None = None) -> Float64:
@@ -52,8 +55,7 @@ def combined(weights: Float64, samples: list[Float64], outputs: list[Float64], n
 
 def errors(sampler: str, counts: tuple[int, ...], **options: object) -> Iterator[float]:
     """The mean error of a sampler without noise, for numbers of steps between LARGEST and SMALLEST, equal in log σ."""
-    start = LARGEST * np.random.default_rng(0).standard_normal(40)
-    expected = exact_flow(start)
+    start, expected = exact_flow()
     for count in counts:
         sigmas = np.exp(np.linspace(np.log(LARGEST), np.log(SMALLEST), count + 1))
         levels: list[Level] = [SCHEDULE.level_at(float(sigma)) for sigma in sigmas]

@@ -84,7 +84,7 @@ def test_a_single_image_is_drawn_exactly(sampler: str, options: dict[str, Any], 
     schedule = NoiseSchedule(SCHEDULE.alphas_cumprod, prediction_type)
     # LCM's boundary condition keeps 7e-6 of the sample at its lowest timestep.
     tolerance = 1e-5 if sampler == "lcm" else 1e-9
-    for count in (1, 2, 3, 6, 17):
+    for count in (1, 4, 16):
         plan = compile_plan(schedule, sampler, count, **options)
         shares = np.array(journey(plan))
         np.testing.assert_allclose(shares[:, 0], plan.signal_scales, rtol=0, atol=tolerance)

@@ -68,10 +68,9 @@ def sa_solver(
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams-Bashforth, corrected by Adams-Moulton.
 
     Args:
-        schedule, levels: as for every sampler. predictor_order: 1 to 3. corrector_order: 1 to 4. tau: how much noise is
-        drawn, 0 none, 1 as much as the reverse SDE, between the timesteps tau_start and tau_end; none elsewhere.
-
-    It ends where ``deis`` does; the repeated level is of use here, since x is corrected there.
+        schedule, levels: as for every sampler; it ends where ``deis`` does, and corrects x at a repeated level.
+        predictor_order: 1 to 3. corrector_order: 1 to 4. tau: how much noise is drawn, 0 none, 1 as much as the reverse
+        SDE, between the timesteps tau_start and tau_end; none elsewhere.
     A step is corrected when the output at its end is known, that is within the next row. The corrected x differs from
     the one that the network saw by predictions that are still in reach.
     """

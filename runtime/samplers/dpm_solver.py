@@ -25,8 +25,8 @@ def dpmpp_2m(schedule: NoiseSchedule, levels: list[Level]) -> Rows:
 
 
 def dpmpp_3m(schedule: NoiseSchedule, levels: list[Level]) -> Rows:
-    """DPM-Solver++(3M): as ``dpmpp_2m`` with a quadratic. Like every published implementation it gives the second
-    difference half the weight of the Taylor term, so that its order is two, with a smaller error than 2M's."""
+    """DPM-Solver++(3M): as ``dpmpp_2m`` with a quadratic. As in its authors' code the second difference has half the
+    weight that it has in a Taylor series, so that the order is two, with a smaller error than 2M's."""
     return multistep(schedule, levels, order=3)
 
 
@@ -56,21 +56,25 @@ def multistep(
         ahead = (1 - loss) * sample_at(now) + loss * x0
         reach = min(len(history), order_of_row(levels, i, order))
         if reach > 1:
-            h = [math.log(before.sigma / after.sigma) for before, after in itertools.pairwise(levels[: i + 2])][::-1]
-            H = 2 * h[0] if stochastic else h[0]
-            first_difference = (history[0] - history[1]) * h[0] / h[1]
-            if reach == 2:
-                ahead = ahead + loss / 2 * first_difference
-            else:
-                earlier_difference = (history[1] - history[2]) * h[0] / h[2]
-                second_difference = (first_difference - earlier_difference) * h[0] / (h[1] + h[2])
-                slope = first_difference + second_difference * h[1] / h[0]
-                weight = 1 - loss / H
-                ahead = ahead + weight * slope + (second - weight / H) * second_difference
+            past = [level.sigma for level in levels[i + 1 - reach : i + 2]]
+            h = [math.log(before / after) for before, after in itertools.pairwise(past)][::-1]
+            ahead = ahead + differences(history[:reach], h, loss, 2 * h[0] if stochastic else h[0], second)
         if stochastic:
             ahead = ahead + following.sigma * math.sqrt(1 - decay**2) * unit(NOISE)
         yield Row(now, following.signal_scale * ahead)
-        history = [aged(past) for past in history[: order - 1]]
+        history = [aged(original) for original in history[: order - 1]]
+
+
+def differences(history: list[Float64], h: list[float], loss: float, H: float, second: float) -> Float64:
+    """What the differences of the last two or three predictions add, for steps of lengths h, the newest first."""
+    first_difference = (history[0] - history[1]) * h[0] / h[1]
+    if len(history) == 2:
+        return loss / 2 * first_difference
+    earlier_difference = (history[1] - history[2]) * h[0] / h[2]
+    second_difference = (first_difference - earlier_difference) * h[0] / (h[1] + h[2])
+    slope = first_difference + second_difference * h[1] / h[0]
+    weight = 1 - loss / H
+    return weight * slope + (second - weight / H) * second_difference
 
 
 def order_of_row(levels: list[Level], i: int, order: int) -> int:
