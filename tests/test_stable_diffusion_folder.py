@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from training.stable_diffusion.checkpoint import CheckpointError, load_checkpoint
 
+pytestmark = pytest.mark.slow  # each is short, but together they are a quarter of the quick minute
+
 
 @pytest.fixture(scope="module")
 def state():

@@ -18,6 +18,8 @@ from training.noise_schedule import NoiseSchedule
 from training.stable_diffusion.checkpoint import CheckpointError, load_checkpoint
 from training.stable_diffusion.checkpoint.original_names import ema_name
 
+pytestmark = pytest.mark.slow  # each is short, but together they are a quarter of the quick minute
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
