@@ -67,7 +67,7 @@ def parser() -> ArgumentParser:
     benchmark.add_arguments(commands.add_parser("benchmark", help="images per second, against other programs in turn"))
     planner = commands.add_parser("plan", help="print a sampler's table")
     planner.add_argument("--model", default=DEFAULT_MODEL, help="bundle whose noise levels are used")
-    planner.add_argument("--sampler", choices=sorted(SAMPLERS))
+    planner.add_argument("--sampler", help=f"{', '.join(sorted(SAMPLERS))}, or another of its names")
     planner.add_argument("--steps", type=int)
     planner.add_argument("--json", action="store_true", help="the whole plan, for a host in another language")
     draw.add_sampler_arguments(planner)
