@@ -60,7 +60,7 @@ def check(arguments: argparse.Namespace) -> int:
             for file in (graph.file, *graph.external_data):
                 bundle.read(file)
                 print(f"pass  {file.name}: SHA-256")
-    outcomes = list(replay(bundle, provider))
+    outcomes = replay(bundle, provider)
     for outcome in outcomes:
         verdict = "pass" if outcome.passed else "FAIL"
         print(
