@@ -3,6 +3,7 @@ one clear error: missing, truncated, altered, a bomb, or a carrier of pickled co
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -22,6 +23,7 @@ import pytest
 from training import data
 from training.arrays import Expected, read_idx, read_npz
 from training.data import DataError, load
+from training.published import MNIST, PUBLISHED, IdxFile
 
 NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -80,7 +82,7 @@ def test_mnist_from_official_files(
 ) -> None:
     pack = functools.partial(gzip.compress, compresslevel=1) if ending else bytes
     for key in ("x_test", "y_test"):
-        array = mnist[key].reshape(data.MNIST[key].shape)
+        array = mnist[key].reshape(MNIST.files[key].shape)
         written(tmp_path / inner / f"{NAMES[key]}{ending}", pack(idx(array)))
     monkeypatch.setenv(data.DATA_VARIABLE, str(tmp_path))
     found = load("mnist", "test")
@@ -89,6 +91,25 @@ def test_mnist_from_official_files(
     assert found.num_classes == 10
     content = mnist["x_test"].tobytes() + mnist["y_test"].tobytes()
     assert found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_data_sets_that_share_file_names_are_told_apart(mnist: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """MNIST's files lie in the folder itself, Fashion-MNIST's archive beside them, and then neither is the other."""
+    for key in ("x_test", "y_test"):
+        written(tmp_path / NAMES[key], idx(mnist[key].reshape(MNIST.files[key].shape)))
+    assert len(load("mnist", "test", tmp_path).images) == 10000
+    with pytest.raises(DataError, match="x_test is not the published Fashion-MNIST"):
+        load("fashion-mnist", "test", tmp_path)
+    np.savez_compressed(tmp_path / "fashion_mnist.npz", x_test=np.zeros((9, 28, 28), np.uint8))
+    with pytest.raises(DataError, match=r"fashion_mnist\.npz: x_test is of shape"):
+        load("fashion-mnist", "test", tmp_path)
+
+
+def test_fashion_mnist_is_whole(mnist_folder: Path) -> None:
+    for split, count in (("train", 6000), ("test", 1000)):
+        found = load("fashion-mnist", split, mnist_folder)
+        assert found.images.shape == (10 * count, 1, 28, 28)
+        assert np.bincount(found.labels).tolist() == [count] * 10
 
 
 def test_one_altered_byte_of_mnist_is_noticed(mnist: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -336,6 +357,11 @@ def test_own_images_that_do_not_fit(tmp_path: Path, images: tuple[int, ...], lab
 # Fetching, from a server on this machine.
 
 
+def serve_from(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Put another address in the place of MNIST's own."""
+    monkeypatch.setitem(PUBLISHED, "mnist", dataclasses.replace(MNIST, url=url))
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Serves a folder in the place of MNIST's own server, with an empty cache."""
@@ -351,7 +377,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(data, "MNIST_URL", f"http://127.0.0.1:{running.server_port}/")
+        serve_from(monkeypatch, f"http://127.0.0.1:{running.server_port}/")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.delenv(data.DATA_VARIABLE, raising=False)
         yield folder
@@ -360,12 +386,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_file_is_fetched_once_checked_and_kept(server: Path, digits: np.ndarray) -> None:
     packed = gzip.compress(idx(digits))
-    file = data.IdxFile("digits", digits.shape, hashlib.md5(packed).hexdigest(), "")
+    file = IdxFile("digits", digits.shape, hashlib.md5(packed).hexdigest(), "")
     served = written(server / "digits.gz", packed)
-    fetched = data.fetch(file)
+    fetched = data.fetch(PUBLISHED["mnist"], file)
     np.testing.assert_array_equal(read_idx(fetched, digits.shape), digits)
     served.unlink()
-    assert data.fetch(file) == fetched
+    assert data.fetch(PUBLISHED["mnist"], file) == fetched
 
 
 def test_an_altered_file_is_not_taken_from_the_server(server: Path, tmp_path: Path) -> None:
@@ -383,7 +409,7 @@ def test_no_file_on_the_server(server: Path) -> None:
 
 
 def test_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(data, "MNIST_URL", "http://127.0.0.1:9/")
+    serve_from(monkeypatch, "http://127.0.0.1:9/")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(data.DATA_VARIABLE, raising=False)
     with pytest.raises(DataError) as caught:

@@ -1,9 +1,9 @@
 """Data sets: fetched once, checked, and held in memory as uint8.
 
-MNIST comes as its four official IDX files (LeCun et al.), fetched into a cache by pooch, or read from a folder that
-holds them (gzipped or not) or one ``mnist.npz``. Whatever the wrapping, what counts is what is inside: each array is
-compared with its published content by SHA-256, so a truncated or altered file is noticed before a day of training on
-it. One's own images come as an ``.npz``.
+A published data set (``training/published.py``) comes as its four official IDX files, fetched into a cache by pooch, or
+read from a folder that holds them (gzipped or not) or one ``.npz`` of the same name. Whatever the wrapping, what counts
+is what is inside: each array is compared with its published content by SHA-256, so a truncated or altered file is
+noticed before a day of training on it. One's own images come as an ``.npz``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pooch
 from training.arrays import Array, Expected, UInt8, read_idx, read_npz
 from training.checkpoint import one_line
 from training.errors import DataError
+from training.published import PUBLISHED, IdxDataset, IdxFile
 
 __all__ = ["DATASETS", "DATA_VARIABLE", "DataError", "Dataset", "load"]
 
@@ -40,44 +41,7 @@ class Dataset:
         return int(self.labels.max()) + 1
 
 
-@dataclass(frozen=True)
-class IdxFile:
-    """One official file: name without ``.gz``, shape, published MD5 of the gzip, and SHA-256 of the array inside."""
-
-    name: str
-    shape: tuple[int, ...]
-    gzip_md5: str
-    array_sha256: str
-
-
-MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST = {
-    "x_train": IdxFile(
-        "train-images-idx3-ubyte",
-        (60000, 28, 28),
-        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-    ),
-    "y_train": IdxFile(
-        "train-labels-idx1-ubyte",
-        (60000,),
-        "d53e105ee54ea40749a09fcbcd1e9432",
-        "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-    ),
-    "x_test": IdxFile(
-        "t10k-images-idx3-ubyte",
-        (10000, 28, 28),
-        "9fb629c4189551a2d022fa330f9573f3",
-        "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-    ),
-    "y_test": IdxFile(
-        "t10k-labels-idx1-ubyte",
-        (10000,),
-        "ec29112dd5afa0611ce80d1b7f02629c",
-        "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
-    ),
-}
-DATASETS = ("mnist",)
+DATASETS = tuple(PUBLISHED)
 MOST_LABELS = 256
 
 
@@ -97,8 +61,8 @@ def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset
     """Load a split of a known data set, or of one's own ``.npz``.
 
     Args:
-        name: "mnist", or the path of an ``.npz`` with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``): uint8
-            images (N, H, W) or (N, H, W, C), and integer labels (N,) from 0.
+        name: one of ``DATASETS``, or the path of an ``.npz`` with ``x_train``, ``y_train`` (and ``x_test``,
+            ``y_test``): uint8 images (N, H, W) or (N, H, W, C), and integer labels (N,) from 0.
         split: "train" or "test".
         folder: where the official files lie; without it the folder named by ``$DIFFUSION_ANYWHERE_DATA``, and without
             that they are fetched into the user's cache.
@@ -114,41 +78,49 @@ def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset
         raise DataError(f"data set {name!r} is unknown; choose {', '.join(DATASETS)}, or give the path of an .npz")
     if folder is None and os.environ.get(DATA_VARIABLE):
         folder = Path(os.environ[DATA_VARIABLE])
-    images, labels = (mnist_array(f"{axis}_{split}", folder) for axis in "xy")
+    images, labels = (published_array(PUBLISHED[name], f"{axis}_{split}", folder) for axis in "xy")
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     return Dataset(name, images[:, None], labels, digest)
 
 
-def mnist_array(key: str, folder: Path | None) -> UInt8:
-    """One checked array of MNIST, from ``folder`` or fetched."""
-    file = MNIST[key]
-    if folder is None:
-        path = fetch(file)
-    else:
-        candidates = [base / f"{file.name}{end}" for base in (folder / "mnist", folder) for end in (".gz", "")]
-        candidates += [folder / "mnist.npz"]
-        found = [path for path in candidates if os.path.isfile(path)]  # False, too, where one may not look
-        if not found:
-            raise DataError(
-                f"{folder} holds neither {file.name}.gz nor mnist.npz; give another folder with --data, "
-                f"or none there and none in ${DATA_VARIABLE} to fetch MNIST (11 MB)"
-            )
-        path = found[0]
+def published_array(dataset: IdxDataset, key: str, folder: Path | None) -> UInt8:
+    """One checked array of a published data set, from ``folder`` or fetched."""
+    file = dataset.files[key]
+    path = fetch(dataset, file) if folder is None else find(dataset, file, folder)
     array = (
         read_npz(path, {key: Expected(shape=file.shape)})[0] if path.suffix == ".npz" else read_idx(path, file.shape)
     )
     if hashlib.sha256(array.tobytes()).hexdigest() != file.array_sha256:
         raise DataError(
-            f"{path}: {key} is not the published MNIST (its SHA-256 differs); delete the file and fetch it again"
+            f"{path}: {key} is not the published {dataset.title} (its SHA-256 differs); delete the file and fetch it "
+            f"again"
         )
     return array
 
 
-def fetch(file: IdxFile) -> Path:
+def find(dataset: IdxDataset, file: IdxFile, folder: Path) -> Path:
+    """Where a file, or the archive in its place, lies in a folder.
+
+    The data sets share their file names, so the files of the folder itself are looked at last.
+    """
+    archive = f"{dataset.name.replace('-', '_')}.npz"
+    own = folder / dataset.name
+    idx = [f"{file.name}{end}" for end in (".gz", "")]
+    candidates = [*(own / name for name in idx), folder / archive, *(folder / name for name in idx)]
+    found = [path for path in candidates if os.path.isfile(path)]  # False, too, where one may not look
+    if not found:
+        raise DataError(
+            f"{folder} holds neither {file.name}.gz nor {archive}; give another folder with --data, or none there and "
+            f"none in ${DATA_VARIABLE} to fetch {dataset.title} ({dataset.megabytes} MB)"
+        )
+    return found[0]
+
+
+def fetch(dataset: IdxDataset, file: IdxFile) -> Path:
     """Fetch one official file into the user's cache; pooch checks its MD5 and writes it aside first."""
-    url = f"{MNIST_URL}{file.name}.gz"
+    url = f"{dataset.url}{file.name}.gz"
     try:
-        folder = pooch.os_cache("diffusion-anywhere") / "mnist"
+        folder = pooch.os_cache("diffusion-anywhere") / dataset.name
         return Path(pooch.retrieve(url, f"md5:{file.gzip_md5}", fname=f"{file.name}.gz", path=folder))
     except (OSError, ValueError) as error:
         raise DataError(
