@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import tiny_bundle
 
-from runtime.bundle import find_bundle, open_bundle, read_manifest
+from runtime.bundle import find_bundle, open_bundle
 from runtime.errors import BundleError
+from runtime.manifest import read_manifest
 
 Manifest = dict[str, Any]
 
@@ -68,15 +69,15 @@ CHANGES: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: m["noise_schedule"].update(prediction_type="score"), "prediction_type is 'score'"),
     (
         lambda m: m.update(latents={"channels": 4, "factor": 8, "scaling_factor": 0.18}),
-        "exactly one of pixels and latents",
+        "exactly one of pixels and latents must be null",
     ),
     (lambda m: m["conditioning"].update(kind="audio"), "kind 'audio' is not known to this version"),
     (lambda m: m["conditioning"].update(names=["a", "a", "b"]), "names must be 3 different strings"),
     (lambda m: m["plans"]["ddim-10"].update(timesteps=[]), "plans: the plan has no rows"),
     (lambda m: m["pixels"].update(height=0), "height is 0; it must be a whole number from 1"),
     (lambda m: m.update(pixels=[1, 8, 8]), "pixels must be dict or NoneType, not list"),
-    (lambda m: m["pixels"].update(height=65536), "takes samples of [1, 8, 8], not of [1, 65536, 8]"),
-    (lambda m: m["pixels"].update(channels=3), "unet_input has 1 channels where pixels has 3"),
+    (lambda m: m["pixels"].update(height=65536), "must have the inputs sample float32 (batch, 1, 65536, 8)"),
+    (lambda m: m["pixels"].update(channels=3), "unet_input has 1 channels of sample where the model has 3"),
     (lambda m: m["conditioning"].update(null_class=99), "null_class is 99; it must be num_classes"),
     (lambda m: unet(m)["inputs"].pop(), "graphs: unet.fp32 must have"),
     (lambda m: unet(m)["inputs"][0].update(name="x"), "graphs: unet.fp32 must have"),
