@@ -1,0 +1,172 @@
+"""Between latents and pixels, one image at a time, and in overlapping tiles where the whole would not fit.
+
+Shapes: C latent channels, h w latents, H = factor · h and W = factor · w pixels.
+
+A decoder's memory grows with the image, and nothing but its attention and its normalisation looks further than a few
+latents. So an image can be decoded in tiles. Three things keep the seams out of sight. A tile's outermost latents,
+which see the edge's zero padding in place of their neighbours, weigh next to nothing. The tiles of an image are equal,
+so that each normalises over as much as the others. And where two overlap, one fades into the other smoothly.
+
+What tiles cannot give is the statistics of the whole image: the group normalisations and the attention in the middle
+see one tile only. That error is spread over the tile and has no edge; larger tiles make it smaller. Measured on the
+full-size decoder with random weights and latents of a 1/f spectrum, two tiles of 40 x 64 latents against the whole of
+64 x 64, whose pixels have a standard deviation of 0.49: the outermost latents of a tile are off by 0.37, 0.15 and 0.06
+(root mean square), the fourth and all others by 0.03 to 0.04. Blended over 16 latents, the error is 0.027 in the
+overlap and 0.032 elsewhere, and its gradient across the seam 0.0042 against 0.0054 elsewhere (0.0069 at its worst
+column; 0.0126 with a linear blend). The picture's own gradient is 0.115.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import RequestError
+from runtime.session import Session
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How large a tile may be and how far neighbours overlap, both in latents.
+
+    Raises:
+        RequestError: the overlap is not positive, or above a quarter of a tile: at most two tiles of a row may meet.
+    """
+
+    tile: int = 64
+    overlap: int = 16
+
+    def __post_init__(self) -> None:
+        most = self.tile // 4
+        if not 1 <= self.overlap <= most:
+            raise RequestError(
+                f"tiles of {self.tile} latents overlap by {self.overlap}; it must be 1 to a quarter of a tile, {most}"
+            )
+
+
+TILING = Tiling()
+
+
+def decode(
+    session: Session, latents: Float32, scaling_factor: float, factor: int, tiles: Tiling | None = None
+) -> Float32:
+    """Latents -> one image.
+
+    Args:
+        session: the ``vae_decoder``.
+        latents: float32 (C, h, w) or (1, C, h, w), as the sampler left them.
+        scaling_factor: they are divided by it.
+        factor: pixels per latent, each way.
+        tiles: decode in tiles what is larger than one; without it everything is decoded whole.
+
+    Returns:
+        sample, float32 (3, H, W), mostly in [-1, 1].
+
+    Raises:
+        RequestError: ONNX Runtime ran out of memory.
+    """
+    image = latents[0] if latents.ndim == 4 else latents
+    scaled = (image / np.float32(scaling_factor)).astype(np.float32)
+
+    def whole(part: Float32) -> Float32:
+        sample: Float32 = session.run(latent_sample=np.ascontiguousarray(part)[None])["sample"][0]
+        return sample
+
+    return in_tiles(whole, scaled, tiles, 1, factor)
+
+
+def encode(
+    session: Session, sample: Float32, scaling_factor: float, factor: int, tiles: Tiling | None = None
+) -> Float32:
+    """One image -> the mean of its latents' distribution; nothing is drawn.
+
+    Args:
+        session: the ``vae_encoder``.
+        sample: float32 (3, H, W) or (1, 3, H, W) in [-1, 1]; H and W are multiples of ``factor``.
+        scaling_factor: the mean is multiplied by it.
+        factor: pixels per latent, each way.
+        tiles: encode in tiles what is larger than one.
+
+    Returns:
+        latents, float32 (C, h, w).
+
+    Raises:
+        RequestError: a side is no multiple of ``factor``, or ONNX Runtime ran out of memory.
+    """
+    image = sample[0] if sample.ndim == 4 else sample
+    _, height, width = image.shape
+    if height % factor or width % factor:
+        raise RequestError(f"the image is {width}x{height}; both sides must be multiples of {factor}")
+
+    def whole(part: Float32) -> Float32:
+        parameters: Float32 = session.run(sample=np.ascontiguousarray(part, np.float32)[None])["latent_parameters"][0]
+        return parameters[: len(parameters) // 2]
+
+    mean = in_tiles(whole, image, tiles, factor, 1)
+    return (mean * np.float32(scaling_factor)).astype(np.float32)
+
+
+def in_tiles(
+    network: Callable[[Float32], Float32], image: Float32, tiles: Tiling | None, of_input: int, of_output: int
+) -> Float32:
+    """Apply a network of fixed magnification to an image, in blended tiles where it is larger than one.
+
+    Args:
+        network: takes a part of the image, (channels, rows, columns).
+        image: the whole.
+        tiles: as for ``decode``.
+        of_input, of_output: pixels of the network's input and of its output for each latent.
+    """
+    rows, columns = image.shape[1] // of_input, image.shape[2] // of_input
+    if tiles is None or max(rows, columns) <= tiles.tile:
+        return network(image)
+    result: Float32 | None = None
+    for (top, bottom, down), (left, right, across) in itertools.product(
+        weighted_spans(rows, tiles, of_output), weighted_spans(columns, tiles, of_output)
+    ):
+        part = network(image[:, top * of_input : bottom * of_input, left * of_input : right * of_input])
+        if result is None:
+            result = np.zeros((len(part), rows * of_output, columns * of_output), np.float32)
+        place = result[:, top * of_output : bottom * of_output, left * of_output : right * of_output]
+        place += part * down[:, None] * across
+    assert result is not None
+    return result
+
+
+def spans(size: int, tiles: Tiling) -> list[tuple[int, int]]:
+    """Begins and ends, in latents, of the fewest tiles that cover ``size``: equal, and no larger than they need be."""
+    count = max(1, -(-(size - tiles.overlap) // (tiles.tile - tiles.overlap)))
+    length = -(-(size + (count - 1) * tiles.overlap) // count)
+    begins = [0] if count == 1 else [round(i * (size - length) / (count - 1)) for i in range(count)]
+    return [(begin, begin + length) for begin in begins]
+
+
+def weighted_spans(size: int, tiles: Tiling, pixels: int) -> list[tuple[int, int, Float32]]:
+    """The spans, each with the weights of its pixels; over all spans the weights of a pixel add up to one."""
+    found = spans(size, tiles)
+    ends = [0, *(end for _, end in found[:-1])]
+    begins = [*(begin for begin, _ in found[1:]), size]
+    return [
+        (begin, end, fade(end - begin, before - begin, end - after, pixels))
+        for (begin, end), before, after in zip(found, ends, begins, strict=True)
+    ]
+
+
+def fade(length: int, before: int, after: int, pixels: int) -> Float32:
+    """Weights of a tile's pixels along one side: up over the first ``before`` latents, down over the last ``after``."""
+    weights = np.ones(length * pixels)
+    weights[: before * pixels] = smooth_step(before * pixels)
+    weights[(length - after) * pixels :] = 1 - smooth_step(after * pixels)
+    return weights.astype(np.float32)
+
+
+def smooth_step(count: int) -> npt.NDArray[np.float64]:
+    """3 t² - 2 t³ at the middles of ``count`` equal parts of [0, 1]: from 0 to 1, level at both ends."""
+    t = (np.arange(count) + 0.5) / count
+    return t * t * (3 - 2 * t)
