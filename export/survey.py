@@ -1,0 +1,202 @@
+"""The largest magnitude of every value in a float32 graph: what fp16, which ends at 65,504, would have to hold.
+
+An fp16 graph itself cannot be asked. ONNX Runtime's CPU provider runs it in float32 and leaves out the casts in
+between, so that a value of 100,000 passes through unnoticed and becomes infinite on the first GPU. So the float32 graph
+is run on stress inputs, with a ``ReduceMax`` and a ``ReduceMin`` behind every value, and all optimisation off, since a
+fused value could not be seen.
+
+Engines also form values that are no tensors of the graph. ``Survey.largest`` counts those that fp16 engines are known
+to hold in fp16:
+
+- Squares in a normalisation. LayerNormalization's standard asks for float32 statistics, but DirectML kept its variance
+  in fp16 (microsoft/onnxruntime#17692), CUDA's fused skip and normalisation summed ``x² / n`` in fp16
+  (microsoft/onnxruntime#28682), and for InstanceNormalization the standard asks for nothing. So x² counts, of which
+  the variance and those sums are means: an input above 126 keeps its normalisation in float32. Plain sums of squares,
+  thousands of times larger, do not count: that would keep every normalisation of a large picture. ONNX Runtime's
+  WebGPU provider formed them in fp16 until April 2025 (microsoft/onnxruntime#24514) and needs a later version.
+- Attention scores before they are scaled. An engine may move a factor behind the matrix product, and fused attention
+  does; the product without it counts.
+
+Others need no count. Matrix products and convolutions are summed in float32 on tensor cores, and where they are not,
+partial sums have the factor of four between the limit and 65,504. Softmax subtracts the largest score first: its
+exponentials are at most 1 and their sum is at most the number of keys, below 65,504 up to latents of 255 x 255. A
+sigmoid's exponential may well overflow: 1 / (1 + inf) is the 0 that is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes import common
+
+from export.errors import ExportError
+from training.checkpoint import one_line
+
+Array = npt.NDArray[Any]
+
+ERRORS_ONLY = 3  # of ONNX Runtime's log severities
+# Attention masks are minus infinity, or else the lowest float32 for want of it. That these are beyond fp16 is no
+# overflow: cast to it they still hide what they hide.
+MASK = float(np.finfo(np.float32).min) / 2
+SQUARING = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization")
+MOVING = ("Reshape", "Transpose")  # what may lie between a factor and the matrix product that it belongs to
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen.
+
+    Attributes:
+        magnitudes: the largest magnitude of each float32 value, by name: inputs, weights and outputs of nodes.
+    """
+
+    magnitudes: Mapping[str, float]
+
+    def largest(self, node: ir.Node) -> float:
+        """The largest magnitude that an engine may hold when it runs a node."""
+        around = (self.magnitudes.get(str(value.name), 0.0) for value in (*node.inputs, *node.outputs) if value)
+        return float(np.max([*around, self.within(node)]))  # which passes a NaN on, where max() may lose it
+
+    def within(self, node: ir.Node) -> float:
+        """The largest magnitude that is formed inside a node."""
+        if node.op_type in SQUARING:
+            return self.magnitudes[name_of(node.inputs[0])] ** 2
+        if node.op_type == "MatMul":
+            factors = [abs(leading_factor(value)) for value in node.inputs]
+            return self.magnitudes[name_of(node.outputs[0])] / min(1.0, float(np.prod(factors)) or 1.0)
+        return 0.0
+
+
+def name_of(value: ir.Value | None) -> str:
+    assert value is not None
+    assert value.name is not None
+    return value.name
+
+
+def leading_factor(value: ir.Value | None) -> float:
+    """The constant by which a value was multiplied last, 1 where there is none."""
+    producer = value.producer() if value else None
+    while producer and producer.op_type in MOVING:
+        value = producer.inputs[0]
+        producer = value.producer() if value else None
+    if producer and producer.op_type == "Mul":
+        for factor in producer.inputs:
+            constant = factor.const_value if factor else None
+            if constant is not None and constant.size == 1:
+                return float(constant.numpy().item())
+    return 1.0
+
+
+def load(path: Path) -> ir.Model:
+    """Read a graph, its weights mapped into memory, with constants as initialisers and the dtype of every value.
+
+    Raises:
+        ExportError: a dtype cannot be inferred, or nodes hold graphs or functions of their own.
+    """
+    model = ir.load(path)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.ShapeInferencePass()(model)
+    if model.functions or len(list(model.graph.all_nodes())) != len(model.graph):
+        raise ExportError(f"{path.name} has functions or nested graphs, which cannot be looked into")
+    for node in model.graph:
+        for value in node.outputs:
+            if value.dtype is None:
+                raise ExportError(f"{path.name}: the type of {value.name}, from {node.op_type}, cannot be inferred")
+    return model
+
+
+def survey(path: Path, samples: Sequence[Mapping[str, Array]]) -> Survey:
+    """Run a float32 graph and note the largest magnitude of every value.
+
+    Each sample is one run. Beside the graph itself it needs no memory: every value is reduced to two numbers as soon
+    as it is there.
+
+    Args:
+        path: the ONNX file; weights may lie beside it.
+        samples: inputs by name, such as ``export.stress`` draws.
+
+    Raises:
+        ExportError: there are no samples, or the graph does not run on them.
+    """
+    if not samples:
+        raise ExportError(f"{path.name}: a survey needs inputs, and none were given")
+    model = load(path)
+    magnitudes = {
+        name: magnitude(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.dtype == ir.DataType.FLOAT and value.const_value is not None
+    }
+    watched = watch(model)
+    run = open_watched(model, path)
+    for sample in samples:
+        seen = {name: magnitude(array) for name, array in sample.items() if array.dtype == np.float32}
+        extremes = iter(run(sample))
+        for name, highest, lowest in zip(watched, extremes, extremes, strict=True):
+            # If the lowest is a mask, finite values beside it came from the node's inputs and were seen there.
+            seen[name] = magnitude(np.array([highest, lowest]))
+        for name, value in seen.items():
+            magnitudes[name] = float(np.maximum(magnitudes.get(name, 0.0), value))
+    return Survey(magnitudes)
+
+
+def magnitude(array: Array) -> float:
+    """max |array| but for masks; 0 of nothing."""
+    if array.size and array.min() <= MASK:
+        array = array[array > MASK]
+    return float(np.maximum(array.max(), -array.min())) if array.size else 0.0
+
+
+def watch(model: ir.Model) -> list[str]:
+    """Make the largest and the smallest element of each float32 value, in turn, the graph's only outputs.
+
+    Returns:
+        The names of the values.
+    """
+    watched = []
+    extremes: list[ir.Value] = []
+    for node in list(model.graph):
+        for value in node.outputs:
+            if value.dtype != ir.DataType.FLOAT or not (value.uses() or value.is_graph_output()):
+                continue
+            watched.append(name_of(value))
+            for operator in ("ReduceMax", "ReduceMin"):
+                reduction = ir.node(operator, [value], {"keepdims": 0}, name=f"{operator}:{value.name}")
+                reduction.outputs[0].name = reduction.name
+                reduction.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+                reduction.outputs[0].shape = ir.Shape(())
+                extremes.append(reduction.outputs[0])
+                # Right behind its value, and run there (see open_watched), so that the value need not be kept.
+                model.graph.insert_after(node, reduction)
+    model.graph.outputs[:] = extremes
+    return watched
+
+
+def open_watched(model: ir.Model, path: Path) -> Any:
+    """A function from inputs by name to the graph's outputs in order."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # the order of the file; see watch
+    options.add_session_config_entry("session.disable_prepacking", "1")  # which would hold the weights twice
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    proto = ir.serde.serialize_model(model).SerializeToString()
+
+    def run(sample: Mapping[str, Array]) -> list[Array]:
+        try:
+            outputs: list[Array] = session.run(None, dict(sample))
+        except Exception as error:  # as below
+            raise ExportError(f"{path.name} cannot be surveyed: {one_line(error)}") from error
+        return outputs
+
+    try:
+        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        raise ExportError(f"{path.name} cannot be surveyed: {one_line(error)}") from error
+    return run
