@@ -4,7 +4,11 @@ Weights and arithmetic are float16; inputs and outputs stay float32. What fp16 c
 
 - nodes around which, or inside which, a magnitude above 16,000 was seen (``export.survey``): a quarter of what fp16
   holds, since no stress input is the worst one;
-- everything from the timestep to its sines and cosines: above 512, fp16 has steps of 0.5, which are whole radians of
+- group normalisation. It sums the squares of a tenth of a million numbers, and nothing in the standard keeps an engine
+  from doing so in fp16, which ends there: ONNX Runtime's WebGPU provider did (microsoft/onnxruntime#24514). No survey
+  could clear it, since the sum grows with the picture. The authors of Stable Diffusion kept it in float32 as well, and
+  PyTorch's autocast does. For layer normalisation the standard itself asks for float32 inside;
+- everything from the timestep to its sines and cosines: above 512, fp16 has steps of 0.5, which are half radians of
   angle;
 - what the ONNX standard has no float16 for (``Range``; the scales of ``Resize``).
 
@@ -35,6 +39,7 @@ PSNR_FLOOR = 40.0
 """In dB: an fp16 graph that is further from PyTorch than this is broken. Rounding alone costs it 50 to 70 dB."""
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+GROUP_NORMS = ("GroupNormalization", "InstanceNormalization")  # the exporter writes the one by means of the other
 LOWEST = np.float32(np.finfo(np.float16).min)
 INDIFFERENT = ("Cast", "Shape", "Size")  # to the dtype of what they read
 LISTED = 5  # values in a report
@@ -91,7 +96,7 @@ def write_half(
     seen = survey(fp32_path, samples)
     model = load(fp32_path)
     overflowing = {node: size for node in model.graph if not (size := seen.largest(node)) <= LIMIT}  # a NaN, too
-    kept = set(overflowing) | before_sines(model)
+    kept = set(overflowing) | before_sines(model) | {node for node in model.graph if node.op_type in GROUP_NORMS}
     halves = [node for node in model.graph if node not in kept]
     arithmetic = [node for node in model.graph if any(is_float(value) for value in (*node.inputs, *node.outputs))]
     vanished = convert(model, kept)

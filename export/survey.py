@@ -5,16 +5,14 @@ between, so that a value of 100,000 passes through unnoticed and becomes infinit
 is run on stress inputs, with a ``ReduceMax`` and a ``ReduceMin`` behind every value, and all optimisation off, since a
 fused value could not be seen.
 
-Engines also form values that are no tensors of the graph. ``Survey.largest`` counts those that fp16 engines are known
-to hold in fp16:
+Engines also form values that are no tensors of the graph. ``Survey.largest`` counts two that fp16 engines are known to
+hold in fp16:
 
-- Squares in a normalisation. LayerNormalization's standard asks for float32 statistics, but DirectML kept its variance
-  in fp16 (microsoft/onnxruntime#17692), CUDA's fused skip and normalisation summed ``x² / n`` in fp16
-  (microsoft/onnxruntime#28682), and for InstanceNormalization the standard asks for nothing. So x² counts, of which
-  the variance and those sums are means: an input above 126 keeps its normalisation in float32. Plain sums of squares,
-  thousands of times larger, do not count: that would keep every normalisation of a large picture. ONNX Runtime's
-  WebGPU provider formed them in fp16 until April 2025 (microsoft/onnxruntime#24514) and needs a later version.
-- Attention scores before they are scaled. An engine may move a factor behind the matrix product, and fused attention
+- Squares in LayerNormalization. The standard asks for float32 statistics, but DirectML kept its variance in fp16
+  (microsoft/onnxruntime#17692), and CUDA's fused skip and normalisation summed x² / n in fp16
+  (microsoft/onnxruntime#28682). Both are means of squares, and so below the largest one: x² counts, which leaves an
+  input up to 126 to fp16. (Of the other normalisations the standard promises nothing; ``export.half`` keeps them all.)
+- Attention scores before they are scaled. An engine may move a factor behind the matrix product, as fused attention
   does; the product without it counts.
 
 Others need no count. Matrix products and convolutions are summed in float32 on tensor cores, and where they are not,
@@ -25,7 +23,7 @@ sigmoid's exponential may well overflow: 1 / (1 + inf) is the 0 that is meant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,6 @@ ERRORS_ONLY = 3  # of ONNX Runtime's log severities
 # Attention masks are minus infinity, or else the lowest float32 for want of it. That these are beyond fp16 is no
 # overflow: cast to it they still hide what they hide.
 MASK = float(np.finfo(np.float32).min) / 2
-SQUARING = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization")
 MOVING = ("Reshape", "Transpose")  # what may lie between a factor and the matrix product that it belongs to
 
 
@@ -66,7 +63,7 @@ class Survey:
 
     def within(self, node: ir.Node) -> float:
         """The largest magnitude that is formed inside a node."""
-        if node.op_type in SQUARING:
+        if node.op_type == "LayerNormalization":
             return self.magnitudes[name_of(node.inputs[0])] ** 2
         if node.op_type == "MatMul":
             factors = [abs(leading_factor(value)) for value in node.inputs]
@@ -134,7 +131,7 @@ def survey(path: Path, samples: Sequence[Mapping[str, Array]]) -> Survey:
         if value.dtype == ir.DataType.FLOAT and value.const_value is not None
     }
     watched = watch(model)
-    run = open_watched(model, path)
+    run = open_graph(model, path)
     for sample in samples:
         seen = {name: magnitude(array) for name, array in sample.items() if array.dtype == np.float32}
         extremes = iter(run(sample))
@@ -172,31 +169,42 @@ def watch(model: ir.Model) -> list[str]:
                 reduction.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
                 reduction.outputs[0].shape = ir.Shape(())
                 extremes.append(reduction.outputs[0])
-                # Right behind its value, and run there (see open_watched), so that the value need not be kept.
+                # Right behind its value, and run there (see open_graph), so that the value need not be kept.
                 model.graph.insert_after(node, reduction)
     model.graph.outputs[:] = extremes
     return watched
 
 
-def open_watched(model: ir.Model, path: Path) -> Any:
-    """A function from inputs by name to the graph's outputs in order."""
+def open_graph(model: ir.Model, path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """Open a graph as it stands, without any optimisation and with its nodes in their order.
+
+    Args:
+        model: the graph, changed or not since it was read.
+        path: the file that it was read from, whose weights may lie beside it.
+
+    Returns:
+        A function from the inputs by name to the outputs in order.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the graph; and the function raises it when its inputs are not taken.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # the order of the file; see watch
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.disable_prepacking", "1")  # which would hold the weights twice
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    proto = ir.serde.serialize_model(model).SerializeToString()
-
-    def run(sample: Mapping[str, Array]) -> list[Array]:
-        try:
-            outputs: list[Array] = session.run(None, dict(sample))
-        except Exception as error:  # as below
-            raise ExportError(f"{path.name} cannot be surveyed: {one_line(error)}") from error
-        return outputs
-
     try:
+        proto = ir.serde.serialize_model(model).SerializeToString()
         session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise ExportError(f"{path.name} cannot be surveyed: {one_line(error)}") from error
+        raise ExportError(f"{path.name} does not load in ONNX Runtime: {one_line(error)}") from error
+
+    def run(inputs: Mapping[str, Array]) -> list[Array]:
+        try:
+            outputs: list[Array] = session.run(None, dict(inputs))
+        except Exception as error:  # as above
+            raise ExportError(f"{path.name} fails in ONNX Runtime: {one_line(error)}") from error
+        return outputs
+
     return run
