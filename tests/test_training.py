@@ -17,16 +17,18 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from training.averaging import ema_update
 from training.checkpoint import CheckpointError
 from training.data import Dataset
 from training.ddpm import checkpoint
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import UNetConfig
-from training.ddpm.report import PREVIEWS_PER_CLASS
-from training.ddpm.train import Run, Trainer, ema_update, generator, learning_rate_factor
+from training.ddpm.preview import PREVIEWS_PER_CLASS
+from training.ddpm.train import Run, Trainer, learning_rate_factor
 from training.errors import OutputError, TrainingError
 from training.interrupt import StopRequest
 from training.noise_schedule import NoiseSchedule
+from training.randomness import generator
 
 CLASSES, SIZE = 3, 8
 # Two epochs of four steps.

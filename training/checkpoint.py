@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 from training import atomic
 from training.errors import CheckpointError
 
-__all__ = ["CheckpointError", "Kind", "fill", "one_line", "read", "write"]
+__all__ = [
+    "CheckpointError",
+    "Kind",
+    "fill",
+    "load_optimizer_tensors",
+    "one_line",
+    "optimizer_tensors",
+    "read",
+    "write",
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,31 @@ def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """
     model.load_state_dict(tensors, assign=True)
     model.float()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Adam's moments and step counts by parameter name."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{key}.{names[i]}": torch.as_tensor(value)
+        for i, state in states.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` took out, in each parameter's own memory layout.
+
+    Raises:
+        KeyError: a tensor is missing.
+        RuntimeError: a tensor has another shape.
+    """
+    state = {}
+    for i, (name, parameter) in enumerate(zip(names, optimizer.param_groups[0]["params"], strict=True)):
+        moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+        state[i] = {key: torch.empty_like(parameter).copy_(moment) for key, moment in moments.items()}
+        state[i]["step"] = tensors[f"optimizer.step.{name}"]
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from training.checkpoint import CheckpointError
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import ClassConditionalUNet
 
-__all__ = ["DDPM", "CheckpointError", "load_model", "load_optimizer_tensors", "optimizer_tensors", "read", "write"]
+__all__ = ["DDPM", "CheckpointError", "load_model", "read", "write"]
 
 DDPM = checkpoint.Kind(
     format="diffusion-anywhere/ddpm/1",
@@ -51,28 +51,3 @@ def load_model(path: Path) -> tuple[ClassConditionalUNet, TrainConfig, dict[str,
             f"{path} does not hold the model that its configuration describes: {checkpoint.one_line(error)}"
         ) from error
     return model.eval(), config, metadata
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Adam's moments and step counts by parameter name."""
-    states = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{key}.{names[i]}": torch.as_tensor(value)
-        for i, state in states.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` took out, in each parameter's own memory layout.
-
-    Raises:
-        KeyError: a tensor is missing.
-        RuntimeError: a tensor has another shape.
-    """
-    state = {}
-    for i, (name, parameter) in enumerate(zip(names, optimizer.param_groups[0]["params"], strict=True)):
-        moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-        state[i] = {key: torch.empty_like(parameter).copy_(moment) for key, moment in moments.items()}
-        state[i]["step"] = tensors[f"optimizer.step.{name}"]
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

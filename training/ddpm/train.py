@@ -9,11 +9,9 @@ process's own.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +22,18 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from training import atomic, configuration
-from training.checkpoint import one_line
+from training.averaging import ema_update
+from training.checkpoint import load_optimizer_tensors, one_line, optimizer_tensors
 from training.data import Dataset
 from training.ddpm import checkpoint
 from training.ddpm.config import TrainConfig
 from training.ddpm.diffusion import training_loss
 from training.ddpm.model import ClassConditionalUNet
-from training.ddpm.report import PREVIEWS_PER_CLASS, Reporter
+from training.ddpm.preview import PREVIEWS_PER_CLASS, preview_sheet
 from training.errors import CheckpointError, OutputError, TrainingError
 from training.interrupt import StopRequest
+from training.randomness import generator
+from training.report import Reporter
 
 
 @dataclass(frozen=True)
@@ -52,34 +53,12 @@ class Run:
     progress: bool = True
 
 
-def generator(seed: int, kind: str, index: int) -> torch.Generator:
-    """A CPU generator of its own for each (seed, kind, index): hashed, so that neighbours share nothing."""
-    digest = hashlib.sha256(f"{seed}/{kind}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-
-
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     """Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017, without restarts)."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def ema_update(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Exponential moving average whose decay grows from 0.1, so that the random start is forgotten in a short run."""
-
-    @torch.no_grad()
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        seen = float(num_averaged)
-        weight = 1 - min(decay, (1 + seen) / (10 + seen))
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value.to(average), weight)
-            else:  # batch normalisation's count of batches
-                average.copy_(value)
-
-    return update
 
 
 class Trainer:
@@ -158,7 +137,7 @@ class Trainer:
             return
         network = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        optimizer = optimizer_tensors(self.optimizer, self.names)
         checkpoint.write(self.model_file, dict(self.average.module.state_dict()), self.metadata())
         checkpoint.write(self.state_file, network | average | optimizer, self.metadata())
 
@@ -181,7 +160,7 @@ class Trainer:
             for prefix, module in (("network.", self.network), ("average.", self.average)):
                 own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
                 module.load_state_dict(own)
-            checkpoint.load_optimizer_tensors(self.optimizer, self.names, tensors)
+            load_optimizer_tensors(self.optimizer, self.names, tensors)
             self.step = int(metadata["step"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.state_file} is not the state of a run: {one_line(error)}") from error
@@ -229,7 +208,8 @@ class Trainer:
         with StopRequest() as stop, Reporter(run.folder, self.step, self.total_steps, main, run.progress) as reporter:
             while self.step < self.total_steps:
                 loss, norm = self.train_step()
-                reporter.report(loss, norm, self.optimizer.param_groups[0]["lr"])
+                rate = self.optimizer.param_groups[0]["lr"]
+                reporter.report(loss, gradient_norm=norm, learning_rate=rate)
                 if self.step % self.steps_per_epoch == 0:
                     self.preview(reporter)
                 if self.requested_anywhere(stop):
@@ -249,10 +229,12 @@ class Trainer:
 
     def preview(self, reporter: Reporter) -> None:
         """Let the averaged weights draw, from the same start every time."""
+        if not reporter.active:
+            return
         model = self.config.model
         shape = (model.num_classes * PREVIEWS_PER_CLASS, model.in_channels, model.image_size, model.image_size)
         start = torch.randn(shape, generator=generator(self.config.seed, "preview", 0)).to(self.accelerator.device)
-        reporter.preview(self.average.module.eval(), self.config, start)
+        reporter.preview(preview_sheet(self.average.module.eval(), self.config, start))
 
 
 def start_accelerator(mixed_precision: str) -> Accelerator:
