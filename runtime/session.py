@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import mmap
 import os
 import warnings
 from collections import Counter
@@ -20,9 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.adapter import adapted_inputs, adapted_outputs, native_signature
 from runtime.bundle import Bundle, GraphVariant, TensorSpec
 from runtime.engine import PROVIDERS, import_engine
 from runtime.errors import BundleError, EngineError, RequestError
+from runtime.external_data import check_external_data
+from runtime.verified import check_sha256
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +43,10 @@ PROBE = (
     b'\x08\x08:9\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x10\n\x01x\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01n'
     b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\x14"
 )
+# ONNX Runtime is given the very bytes that were checked, so that nobody can exchange the file in between. But it holds
+# weights inside such bytes two and a half times (1.3 GB for a text encoder of 0.49 GB; 0.84 GB by its path, and 0.5 GB,
+# once, where they are external data). So a larger file is opened by its path, after its hash has been checked.
+MAX_MODEL_BYTES = 2**26
 INSTALL_CUDA = "pip install 'diffusion-anywhere[cuda]'"
 CUDA_CURE = "run: pip install 'onnxruntime-gpu[cuda,cudnn]', or choose the wheel that fits the CUDA you have"
 # ONNX Runtime's log severities.
@@ -56,7 +64,7 @@ class Session:
     """
 
     def __init__(self, bundle: Bundle, graph: GraphVariant, provider: str = "cpu", threads: int | None = None) -> None:
-        """Load a graph after its hash has been checked.
+        """Load a graph after its files have been checked: sizes, hashes, and where its weights lie.
 
         Args:
             bundle: where the graph comes from.
@@ -65,18 +73,21 @@ class Session:
             threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
 
         Raises:
-            BundleError: the file is damaged, or its inputs and outputs are not the manifest's.
+            BundleError: a file is damaged, weights lie in a file that the manifest does not name, or inputs and outputs
+                are not the manifest's.
             EngineError: the provider cannot be had.
         """
         self.path = bundle.folder / graph.file.name
         self._engine = import_engine()
-        self._session = open_session(self._engine, bundle.read(graph.file), provider, threads, str(self.path))
+        self._session = open_session(self._engine, checked_model(bundle, graph), provider, threads, self.path)
         self.provider = provider
         self.placement = placement(self._session)
-        check_signature(self.path, "inputs", self._session.get_inputs(), graph.inputs)
-        check_signature(self.path, "outputs", self._session.get_outputs(), graph.outputs)
+        native_inputs, native_outputs = native_signature(graph)
+        check_signature(self.path, "inputs", self._session.get_inputs(), native_inputs)
+        check_signature(self.path, "outputs", self._session.get_outputs(), native_outputs)
+        self.graph = graph
         self.inputs = {spec.name: spec for spec in graph.inputs}
-        self._outputs = [spec.name for spec in graph.outputs]
+        self._outputs = [spec.name for spec in native_outputs]
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         """Evaluate the graph.
@@ -90,18 +101,19 @@ class Session:
         Raises:
             RequestError: ONNX Runtime refused the inputs or ran out of memory.
         """
+        inputs = adapted_inputs(self.graph, inputs)
         try:
             outputs = self._session.run(self._outputs, inputs)
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             shapes = {name: (str(array.dtype), array.shape) for name, array in inputs.items()}
-            raise RequestError(f"{self.path.name} failed on {shapes}: {one_line(error)}") from error
-        return dict(zip(self._outputs, outputs, strict=True))
+            raise RequestError(f"{self.graph.file.name} failed on {shapes}: {one_line(error)}") from error
+        return adapted_outputs(self.graph, dict(zip(self._outputs, outputs, strict=True)))
 
     def fallback(self) -> str:
         """How many nodes did not get the provider that was asked for, in words; empty when all did."""
         elsewhere = sum(count for name, count in self.placement.items() if name != PROVIDERS[self.provider])
         total = sum(self.placement.values())
-        return f"{elsewhere} of {total} nodes of {self.path.name} run on the CPU" if elsewhere else ""
+        return f"{elsewhere} of {total} nodes of {self.graph.file.name} run on the CPU" if elsewhere else ""
 
 
 def one_line(error: BaseException) -> str:
@@ -162,13 +174,43 @@ def missing_library(package: Path) -> str:
     return "CUDA found no usable GPU"
 
 
-def open_session(engine: Any, model: bytes, provider: str, threads: int | None, name: str) -> Any:
-    """An ``InferenceSession`` that runs on ``provider``, or an error."""
+def checked_model(bundle: Bundle, graph: GraphVariant) -> bytes | Path:
+    """A graph as ONNX Runtime is given it, all files checked: its bytes, or the path of one with large weights inside.
+
+    Raises:
+        BundleError: a file is not the manifest's, or a tensor lies where the manifest names no file.
+    """
+    path = bundle.path(graph.file)
+    allowed = {}
+    for file in graph.external_data:
+        beside = bundle.path(file)
+        allowed[beside.relative_to(path.parent).as_posix()] = file.size
+        if file.sha256 is not None:
+            check_sha256(beside, file.sha256)
+    if graph.file.size <= MAX_MODEL_BYTES:
+        model = bundle.read(graph.file)
+        check_external_data(model, str(path), allowed)
+        return model
+    if graph.file.sha256 is not None:
+        check_sha256(path, graph.file.sha256)
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = memoryview(mapped)
+        try:
+            check_external_data(view, str(path), allowed)
+        finally:
+            view.release()
+    return path
+
+
+def open_session(engine: Any, model: bytes | Path, provider: str, threads: int | None, path: Path) -> Any:
+    """An ``InferenceSession`` that runs on ``provider``, or an error; external data lies beside ``path``."""
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}; it must be at least 1")
     options = engine.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never another one by its first bytes
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = [PROVIDERS[provider]]
@@ -177,9 +219,9 @@ def open_session(engine: Any, model: bytes, provider: str, threads: int | None, 
     try:
         session = engine.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise BundleError(f"{name} is not a graph that this ONNX Runtime can load: {one_line(error)}") from error
+        raise BundleError(f"{path} is not a graph that this ONNX Runtime can load: {one_line(error)}") from error
     if session.get_providers()[0] != PROVIDERS[provider]:
-        raise EngineError(f"{name} was to run on {provider} but runs on {session.get_providers()[0]}")
+        raise EngineError(f"{path} was to run on {provider} but runs on {session.get_providers()[0]}")
     return session
 
 
@@ -219,4 +261,4 @@ def same_tensor(found: tuple[str, tuple[Any, ...]], wanted: tuple[str, tuple[int
 
 def as_inputs(session: Session, values: Mapping[str, Array]) -> dict[str, Array]:
     """Cast each value to the dtype the graph declares."""
-    return {name: np.ascontiguousarray(value, dtype=session.inputs[name].dtype) for name, value in values.items()}
+    return {name: np.asarray(value, session.inputs[name].dtype, order="C") for name, value in values.items()}

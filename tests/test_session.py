@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,18 @@ def test_a_graph_that_is_not_its_manifests_is_refused(bundle: Bundle, kind: str,
         session_with(bundle, **{kind: tuple(SPECS[difference](specs))})
 
 
-def test_a_file_that_is_no_graph_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
-    import hashlib
-
-    data = b"not a graph at all"
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"not a graph at all", "is no ONNX file"),
+        (b"\x08\x08", "is not a graph that this ONNX Runtime can load"),  # an IR version, and nothing else
+        (b"\x12\x34\x00\x00ORTM", "is cut off"),  # another format, by its fifth to eighth byte
+    ],
+)
+def test_a_file_that_is_no_graph_is_one_line(bundle: Bundle, tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "unet.onnx").write_bytes(data)
     file = dataclasses.replace(bundle.graph("unet").file, size=len(data), sha256=hashlib.sha256(data).hexdigest())
-    with pytest.raises(BundleError, match="is not a graph that this ONNX Runtime can load") as error:
+    with pytest.raises(BundleError, match=message) as error:
         Session(dataclasses.replace(bundle, folder=tmp_path), dataclasses.replace(bundle.graph("unet"), file=file))
     assert "\n" not in str(error.value)
 
