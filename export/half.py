@@ -4,7 +4,7 @@ Weights and arithmetic are float16; inputs and outputs stay float32. What fp16 c
 
 - nodes around which, or inside which, a magnitude above 16,000 was seen (``export.survey``): a quarter of what fp16
   holds, since no stress input is the worst one;
-- group normalisation. It sums the squares of a tenth of a million numbers, and nothing in the standard keeps an engine
+- group normalisation. It sums the squares of up to a million numbers, and nothing in the standard keeps an engine
   from doing so in fp16, which ends there: ONNX Runtime's WebGPU provider did (microsoft/onnxruntime#24514). No survey
   could clear it, since the sum grows with the picture. The authors of Stable Diffusion kept it in float32 as well, and
   PyTorch's autocast does. For layer normalisation the standard itself asks for float32 inside;
@@ -23,15 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from export.errors import ExportError
-from export.survey import Array, load, name_of, survey
+from export.survey import Array, Survey, load, name_of, survey
 from export.trace import EXTERNAL_DATA_ABOVE, remove_traces
 
 LIMIT = 16_000.0
@@ -54,7 +52,7 @@ class HalfReport:
         external_data: the file with its weights, or None when they are inside.
         nodes: how many nodes compute with floating-point numbers.
         kept: how many of them stayed float32.
-        largest: magnitudes above the limit for which nodes were kept, by the node's first output; the largest few.
+        largest: the largest few magnitudes in the float32 graph, by the name of the value (see ``largest_formed``).
         max_magnitude: the largest magnitude that was left to float16.
         vanished: how many weights were not 0 and became 0, being below 3e-8.
     """
@@ -90,30 +88,44 @@ def write_half(
         external_data_above: bytes of weights beyond which they are written beside the file, as ``export.trace`` does.
 
     Raises:
-        ExportError: the graph does not run on the samples.
+        ExportError: the graph does not run on the samples, or has operators of a single engine.
         OSError: a file cannot be read or written.
     """
     seen = survey(fp32_path, samples)
     model = load(fp32_path)
-    overflowing = {node: size for node in model.graph if not (size := seen.largest(node)) <= LIMIT}  # a NaN, too
-    kept = set(overflowing) | before_sines(model) | {node for node in model.graph if node.op_type in GROUP_NORMS}
-    halves = [node for node in model.graph if node not in kept]
+    kept = staying_float32(model, seen)
+    largest = largest_formed(model, seen)
+    max_magnitude = max((seen.largest(node) for node in model.graph if node not in kept), default=0.0)
     arithmetic = [node for node in model.graph if any(is_float(value) for value in (*node.inputs, *node.outputs))]
     vanished = convert(model, kept)
     remove_traces(model)
     weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = half_path.with_name(f"{half_path.name}.data") if weight_bytes > external_data_above else None
     ir.save(model, half_path, external_data=external.name if external else None)
-    largest = sorted(overflowing.items(), key=lambda entry: -entry[1])
     return HalfReport(
         path=half_path,
         external_data=external,
         nodes=len(arithmetic),
         kept=sum(node in kept for node in arithmetic),
-        largest={name_of(node.outputs[0]): size for node, size in largest[:LISTED]},
-        max_magnitude=max((seen.largest(node) for node in halves), default=0.0),
+        largest=largest,
+        max_magnitude=max_magnitude,
         vanished=vanished,
     )
+
+
+def staying_float32(model: ir.Model, seen: Survey) -> set[ir.Node]:
+    """The nodes that must not compute in float16; the reasons stand at the head of this file."""
+    overflowing = {node for node in model.graph if not seen.largest(node) <= LIMIT}  # a NaN, too
+    return overflowing | before_sines(model) | {node for node in model.graph if node.op_type in GROUP_NORMS}
+
+
+def largest_formed(model: ir.Model, seen: Survey) -> dict[str, float]:
+    """The largest few magnitudes: of values, and under the names of results what is formed on the way to them."""
+    formed = dict(seen.magnitudes)
+    for node in model.graph:
+        result = name_of(node.outputs[0])
+        formed[result] = max(formed.get(result, 0.0), seen.within(node))
+    return dict(sorted(formed.items(), key=lambda item: -item[1])[:LISTED])
 
 
 def is_float(value: ir.Value | None) -> bool:
@@ -172,19 +184,9 @@ def may_be_half(node: ir.Node, index: int, outputs: bool = False) -> bool:
     if outputs and node.op_type != "Cast" and not any(is_float(value) or is_half(value) for value in node.inputs):
         return False  # Numbers from nothing have their dtype from some attribute, which stays as it is.
     assert node.graph is not None
-    schema = schema_of(node.domain, node.op_type, node.graph.opset_imports[node.domain])
+    schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports[node.domain], node.domain)
     formals = schema.outputs if outputs else schema.inputs
     return "tensor(float16)" in formals[min(index, len(formals) - 1)].types  # the last may stand for any number
-
-
-@cache
-def schema_of(domain: str, op_type: str, version: int) -> onnx.defs.OpSchema:
-    try:
-        return onnx.defs.get_schema(op_type, version, domain)
-    except onnx.defs.SchemaError as error:
-        raise ExportError(
-            f"{domain or 'ai.onnx'}.{op_type} is not in the ONNX standard; which of its inputs may be fp16?"
-        ) from error
 
 
 def halve(weight: ir.Value) -> int:

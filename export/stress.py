@@ -81,8 +81,8 @@ def stress_inputs(spec: GraphSpec, sizes: Mapping[str, int], seed: int = SEED) -
 
     Args:
         spec: the graph, of a role in ``CASES``.
-        sizes: the dynamic dimensions: those that the graph is mostly used at, and a batch of 1, since samples of a
-            batch do not meet.
+        sizes: the dynamic dimensions: such as the graph is mostly used at, and a batch of 1, since samples of a batch
+            do not meet. Half the usual sides will do for the VAE, since magnitudes hardly depend on them.
         seed: of the numbers.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
@@ -95,9 +96,13 @@ def load(path: Path) -> ir.Model:
     """Read a graph, its weights mapped into memory, with constants as initialisers and the dtype of every value.
 
     Raises:
-        ExportError: a dtype cannot be inferred, or nodes hold graphs or functions of their own.
+        ExportError: an operator is not in the ONNX standard, a dtype cannot be inferred, or there are functions or
+            graphs within nodes.
     """
     model = ir.load(path)
+    for node in model.graph:
+        if not onnx.defs.has(node.op_type, node.domain):
+            raise ExportError(f"{path.name}: {node.domain or 'ai.onnx'}.{node.op_type} is not in the ONNX standard")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass()(model)
     if model.functions or len(list(model.graph.all_nodes())) != len(model.graph):

@@ -1,0 +1,286 @@
+"""Proves that fp16 graphs neither overflow nor stay float32 for nothing: networks built to overflow, openly or within
+operators, are caught and others are left alone; names, boundary and bytes stay; and the networks of Stable Diffusion,
+small and once at full size, come out finite and close to PyTorch where everything really is rounded to float16.
+
+``naive`` is what these tests are measured against: the same graph in fp16 without a survey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from export.errors import ExportError
+from export.half import LIMIT, HalfReport, convert, write_half
+from export.parity import load_graph
+from export.rounded import load_rounded
+from export.survey import load, survey
+
+Array = npt.NDArray[np.generic]
+SHAPE = (2, 8, 6)
+NODE = helper.make_node
+
+
+def write(path: Path, nodes: Sequence[onnx.NodeProto], weights: Mapping[str, object] | None = None) -> Path:
+    """A graph from ``x``, float32 (a, b, c), to ``y`` of any shape."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b", "c"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(weight), name) for name, weight in (weights or {}).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def floats(value: object) -> npt.NDArray[np.float32]:
+    return np.asarray(value, np.float32)
+
+
+def noise(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def naive(path: Path) -> Path:
+    model = load(path)
+    convert(model, kept=set())
+    target = path.with_name("naive.onnx")
+    ir.save(model, target)
+    return target
+
+
+def convert_with(path: Path, *samples: Array) -> HalfReport:
+    return write_half(path, path.with_name("half.onnx"), [{"x": sample} for sample in samples])
+
+
+def in_numpy(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Every value of a graph, computed by the reference implementation of ONNX in NumPy's own float16."""
+    with np.errstate(all="ignore"):
+        values = ReferenceEvaluator(str(path)).run(None, dict(inputs), intermediate=True)
+    return {name: value for name, value in values.items() if name}
+
+
+def psnr(reference: Array, other: Array) -> float:
+    error = np.sqrt(np.mean((reference.astype(np.float64) - other) ** 2))
+    return float(20 * np.log10(np.abs(reference).max() / error))
+
+
+def dtypes(path: Path) -> dict[str, int]:
+    """Of initialisers."""
+    return {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Path:
+    """Small numbers in, small numbers out, and up to 400,000 in the middle, through two nodes."""
+    nodes = [
+        NODE("MatMul", ["x", "up"], ["a"]),
+        NODE("Relu", ["a"], ["large"]),
+        NODE("Transpose", ["large"], ["turned"], perm=[0, 1, 2]),
+        NODE("MatMul", ["turned", "down"], ["b"]),
+        NODE("Tanh", ["b"], ["c"]),
+        NODE("Mul", ["c", "c"], ["y"]),
+    ]
+    weights = {"up": 50_000 * noise((6, 6), seed=1).clip(-0.3, 0.3), "down": noise((6, 3), seed=2) / 100_000}
+    return write(tmp_path / "graph.onnx", nodes, weights)
+
+
+def test_a_network_built_to_overflow_is_caught(overflowing: Path) -> None:
+    sample = {"x": 4 * noise()}
+    reference = load_graph(overflowing)(sample)["y"]
+    report = convert_with(overflowing, sample["x"])
+    assert (report.nodes, report.kept) == (6, 4)
+    assert report.largest["large"] == pytest.approx(in_numpy(overflowing, sample)["large"].max())
+    assert 65_504 < report.largest["large"] < 500_000
+    assert report.max_magnitude < LIMIT
+
+    careless = naive(overflowing)
+    np.testing.assert_allclose(load_graph(careless)(sample)["y"], reference, atol=1e-2)  # the CPU provider hides it
+    assert not np.isfinite(in_numpy(careless, sample)["b"]).all()  # NumPy's float16 does not
+    assert not np.allclose(load_rounded(careless)(sample)["y"], reference, atol=1e-2)  # nor does rounding
+
+    for result in (load_rounded(report.path)(sample)["y"], in_numpy(report.path, sample)["y"]):
+        assert psnr(reference, result) > 60
+
+
+def test_nothing_is_kept_without_a_reason(tmp_path: Path) -> None:
+    nodes = [NODE("MatMul", ["x", "w"], ["a"]), NODE("Relu", ["a"], ["y"])]
+    path = write(tmp_path / "graph.onnx", nodes, {"w": noise((6, 6))})
+    report = convert_with(path, noise())
+    assert report.kept == 0
+    assert operators(report.path) == ["Cast", "MatMul", "Relu", "Cast"]
+    assert dtypes(report.path) == {"w": TensorProto.FLOAT16}
+
+
+def test_between_nodes_that_stay_float32_nothing_is_cast(overflowing: Path) -> None:
+    report = convert_with(overflowing, 4 * noise())
+    assert operators(report.path) == ["MatMul", "Relu", "Transpose", "MatMul", "Cast", "Tanh", "Mul", "Cast"]
+    assert set(dtypes(report.path).values()) == {TensorProto.FLOAT}  # weights of such nodes stay as they are
+
+
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+def test_squares_within_a_layer_normalisation_count(tmp_path: Path, scale: float) -> None:
+    nodes = [NODE("LayerNormalization", ["x", "ones", "zeros"], ["y"])]
+    path = write(tmp_path / "graph.onnx", nodes, {"ones": floats(np.ones(6)), "zeros": floats(np.zeros(6))})
+    sample = {"x": scale * noise()}
+    report = convert_with(path, sample["x"])
+    assert report.kept == int(scale == 200)
+    assert report.largest["y"] == pytest.approx(np.abs(sample["x"]).max() ** 2)
+    assert psnr(load_graph(path)(sample)["y"], in_numpy(report.path, sample)["y"]) > 55
+    # NumPy squares float16 in float16, as engines have done; the graph itself holds nothing beyond the range.
+    assert (psnr(load_graph(path)(sample)["y"], in_numpy(naive(path), sample)["y"]) > 55) == (scale == 10)
+
+
+def test_group_normalisation_stays_float32(tmp_path: Path) -> None:
+    nodes = [NODE("InstanceNormalization", ["x", "ones", "zeros"], ["y"])]
+    path = write(tmp_path / "graph.onnx", nodes, {"ones": floats(np.ones(2)), "zeros": floats(np.zeros(2))})
+    sample = {"x": 3 * noise((1, 2, 60_000))}
+    report = convert_with(path, sample["x"])
+    assert operators(report.path) == ["InstanceNormalization"]
+    assert np.abs(in_numpy(naive(path), sample)["y"]).max() == 0  # divided by an infinite sum of small squares
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.05])
+def test_scores_count_as_they_are_before_scaling(tmp_path: Path, factor: float) -> None:
+    nodes = [
+        NODE("Mul", ["x", "factor"], ["query"]),
+        NODE("Reshape", ["query", "shape"], ["queries"]),
+        NODE("Mul", ["factor", "x"], ["key"]),
+        NODE("Transpose", ["key"], ["keys"], perm=[0, 2, 1]),
+        NODE("MatMul", ["queries", "keys"], ["scores"]),
+        NODE("Softmax", ["scores"], ["y"]),
+    ]
+    path = write(tmp_path / "graph.onnx", nodes, {"factor": floats(factor), "shape": np.array(SHAPE)})
+    sample = 100 * noise()
+    report = convert_with(path, sample)
+    scores = np.abs(sample @ sample.transpose(0, 2, 1)).max()
+    assert report.largest["scores"] == pytest.approx(scores, rel=1e-5)
+    assert scores > LIMIT > scores * factor**2 or factor == 0.9
+    # Into the graph, twice into the product, and out of it; with 0.9, scores are too large for Softmax as well.
+    assert (report.kept, operators(report.path).count("Cast")) == {0.05: (1, 5), 0.9: (2, 3)}[factor]
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min])
+def test_masks_do_not_count(tmp_path: Path, hidden: float) -> None:
+    nodes = [
+        NODE("Add", ["x", "mask"], ["masked"]),
+        NODE("Softmax", ["masked"], ["y"]),
+    ]
+    path = write(tmp_path / "graph.onnx", nodes, {"mask": np.triu(np.full((8, 6), hidden, np.float32), 1)})
+    sample = {"x": 10 * noise()}
+    report = convert_with(path, sample["x"])
+    assert report.kept == 0
+    assert report.max_magnitude == np.abs(sample["x"]).max()
+    for result in (load_rounded(report.path)(sample)["y"], in_numpy(report.path, sample)["y"]):
+        np.testing.assert_allclose(result, load_graph(path)(sample)["y"], atol=5e-3)
+        assert (result[:, 0, 1:] == 0).all()
+
+
+def test_what_lies_beside_a_mask_counts(tmp_path: Path) -> None:
+    nodes = [NODE("Mul", ["x", "large"], ["scores"]), NODE("Where", ["seen", "scores", "hidden"], ["y"])]
+    weights = {"large": floats(-1e5), "hidden": floats(-np.inf), "seen": np.array([True, False] * 3)}
+    report = convert_with(write(tmp_path / "graph.onnx", nodes, weights), noise())
+    assert report.kept == 2
+
+
+def test_angles_stay_float32(tmp_path: Path) -> None:
+    nodes = [
+        NODE("Mul", ["x", "frequencies"], ["angles"]),
+        NODE("Sin", ["angles"], ["sin"]),
+        NODE("Cos", ["angles"], ["cos"]),
+        NODE("Concat", ["sin", "cos"], ["both"], axis=-1),
+        NODE("Neg", ["both"], ["y"]),
+    ]
+    path = write(tmp_path / "graph.onnx", nodes, {"frequencies": floats(np.geomspace(1, 1e-4, 6))})
+    sample = {"x": floats([[[999.3]], [[431.7]]])}
+    reference = load_graph(path)(sample)["y"]
+    report = convert_with(path, sample["x"])
+    assert (report.nodes, report.kept) == (5, 3)
+    assert dtypes(report.path) == {"frequencies": TensorProto.FLOAT}
+    np.testing.assert_allclose(load_rounded(report.path)(sample)["y"], reference, atol=5e-4)
+    assert np.abs(load_rounded(naive(path))(sample)["y"] - reference).max() > 0.1
+
+
+def test_weights_beyond_either_end_of_fp16(tmp_path: Path) -> None:
+    nodes = [NODE("Mul", ["x", "huge"], ["a"]), NODE("Add", ["x", "tiny"], ["b"]), NODE("Sub", ["a", "b"], ["y"])]
+    weights = {"huge": floats([1e5, 1, 1, 1, 1, 1]), "tiny": floats([1e-8, -1e-8, 0, 1e-7, 1, 2])}
+    path = write(tmp_path / "graph.onnx", nodes, weights)
+    report = convert_with(path, 1e-4 * noise())  # products are small
+    assert report.kept == 1
+    assert report.vanished == 2
+    assert "2 weights became 0" in str(report)
+    assert dtypes(report.path) == {"huge": TensorProto.FLOAT, "tiny": TensorProto.FLOAT16}
+
+
+def test_what_the_standard_wants_in_float32_stays_so(tmp_path: Path) -> None:
+    nodes = [
+        NODE("Resize", ["x", "", "scales"], ["resized"], mode="nearest"),
+        NODE("Range", ["zero", "six", "one"], ["range"]),
+        NODE("Add", ["resized", "range"], ["sum"]),
+        NODE("Shape", ["sum"], ["shape"]),
+        NODE("Cast", ["shape"], ["sizes"], to=TensorProto.FLOAT),
+        NODE("Div", ["sizes", "six"], ["y"]),
+    ]
+    weights = {"scales": floats([1, 2, 1]), "zero": floats(0), "one": floats(1), "six": floats(6)}
+    path = write(tmp_path / "graph.onnx", nodes, weights)
+    report = convert_with(path, noise())
+    onnx.checker.check_model(onnx.load(report.path), full_check=True)
+    np.testing.assert_allclose(load_graph(report.path)({"x": noise()})["y"], [1 / 3, 16 / 6, 1], atol=1e-3)
+    assert dtypes(report.path)["scales"] == TensorProto.FLOAT
+
+
+def test_the_survey_sees_every_value(overflowing: Path) -> None:
+    """Against NumPy: inputs, weights and results, over all samples."""
+    samples = [{"x": noise(seed=seed) * scale} for seed, scale in enumerate((0.5, 4, 1))]
+    expected: dict[str, float] = {}
+    for sample in samples:
+        for name, value in in_numpy(overflowing, sample).items():
+            expected[name] = max(expected.get(name, 0.0), float(np.abs(value).max()))
+    magnitudes = survey(overflowing, samples).magnitudes
+    assert set(magnitudes) == {"x", "up", "a", "large", "turned", "down", "b", "c", "y"}
+    assert magnitudes == pytest.approx({name: expected[name] for name in magnitudes}, rel=1e-5)
+
+
+def test_the_same_bytes_every_time_inside_or_beside(overflowing: Path, tmp_path: Path) -> None:
+    samples = [{"x": noise()}]
+    one, other, apart = (tmp_path / name for name in ("one.onnx", "other.onnx", "apart.onnx"))
+    write_half(overflowing, one, samples)
+    assert write_half(overflowing, other, samples).external_data is None
+    assert one.read_bytes() == other.read_bytes()
+    report = write_half(overflowing, apart, samples, external_data_above=100)
+    assert report.external_data == tmp_path / "apart.onnx.data"
+    np.testing.assert_array_equal(load_graph(apart)(samples[0])["y"], load_graph(one)(samples[0])["y"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sample", "message"),
+    [
+        ([NODE("Relu", ["x"], ["y"])], None, r"^graph.onnx: a survey needs inputs, and none were given$"),
+        ([NODE("Relu", ["x"], ["y"])], noise()[0], r"^graph.onnx fails in ONNX Runtime: .*[Ii]nvalid rank"),
+        (
+            [NODE("Gelu", ["x"], ["y"], domain="com.microsoft")],
+            noise(),
+            r"^graph.onnx: com.microsoft.Gelu is not in the ONNX standard$",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line(
+    tmp_path: Path, nodes: list[onnx.NodeProto], sample: Array | None, message: str
+) -> None:
+    path = write(tmp_path / "graph.onnx", nodes)
+    with pytest.raises(ExportError, match=message) as caught:
+        convert_with(path, *([] if sample is None else [sample]))
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["graph.onnx"]
