@@ -38,7 +38,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
 # protobuf's own parsers stop at a hundred levels. A full-size U-Net has about 10^5 fields on the way to its tensors.
 MAX_DEPTH = 100
-MAX_FIELDS = 2 * 10**6
+MAX_FIELDS = 10**6
 MAX_STRING = 4096
 MAX_OFFSET = 2**63 - 1
 
@@ -111,7 +111,7 @@ def tensor_data(parts: list[tuple[int, Buffer | int]], where: str) -> Iterator[E
         if number == TENSOR_EXTERNAL_DATA:
             key, said = entry(as_message(value, where), where)
             if key in entries:
-                raise BundleError(f"{where}: tensor {name!r} says {key} twice")
+                raise BundleError(f"{where}: tensor {name!r} says {key!r} twice")
             entries[key] = said
     elsewhere = any(number == TENSOR_DATA_LOCATION and value for number, value in parts)
     if elsewhere and "location" not in entries:
