@@ -9,13 +9,15 @@
 #   make test-full     the tests that need a full-size model
 #   make test-cuda     the tests that need an NVIDIA GPU; without one they are skipped, with the reason
 #   make lint          ruff and mypy
-#   make bench         speed and memory of the runtime
+#   make bench         speed and memory of the runtime beside PyTorch and a plain export: small, then at full size; half
+#                      an hour, 12 GB of memory, and 17 GB of files that it makes first and keeps (docs/benchmark.md)
 #   make clean         remove environments, caches and built packages; runs, data and bundles stay
 #
 # Variables, given after the target:
 #
 #   PYTHON=python3.12                the Python to make environments with, 3.11 or later
 #   PYTEST_FLAGS='-k plan -x'        more arguments for pytest
+#   BENCH_FLAGS='--size 256x256'     more arguments for the benchmark at full size
 #   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. The tests need no more than its CPU build, a
 #                                    tenth of the CUDA build, which pip takes by itself on Linux with x86-64 unless it
 #                                    is told where the CPU build is:
@@ -25,6 +27,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
 
 DEMO := .venv/demo
 TEST := .venv/test
@@ -105,8 +108,10 @@ lint: $(TEST)/.ready
 bench: $(TEST)/.ready
 	@echo "make bench: the runtime and the reference sampler in PyTorch, same weights, same steps, in turn"
 	$(TEST)/bin/python -m runtime benchmark models_onnx/mnist-paper --batch-sizes 1,32 --rounds 7 \
-	  --peer "torch=$(TEST)/bin/python -m export.reference models_onnx/mnist-paper"
+	  --peer "torch=$(TEST)/bin/python -m peers.ddpm_torch models_onnx/mnist-paper"
+	@echo "make bench: Stable Diffusion 1.5 at full size: the runtime, diffusers and a plain export, in turn"
+	$(TEST)/bin/python tests/full_size_benchmark.py $(BENCH_FLAGS)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find training export runtime tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find training export runtime peers tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,135 @@
+"""A program under test, seen from outside: started, given orders, ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from runtime.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program says of one order; see ``protocol.py``."""
+
+    seconds: float
+    peak_bytes: int
+    probe: tuple[float, ...]
+
+
+class Program:
+    """One process that speaks the protocol.
+
+    Attributes:
+        ready: what the program says it is, once it has loaded.
+        load_seconds: from the start of its process until then.
+    """
+
+    ready: str
+    load_seconds: float
+
+    def __init__(self, name: str, command: list[str], limit_seconds: float) -> None:
+        """Name a program; it is started by ``with``.
+
+        Args:
+            name: how the tables call it.
+            command: its words.
+            limit_seconds: what takes longer is ended, be it loading or one order.
+        """
+        self.name, self.command, self.limit_seconds = name, command, limit_seconds
+
+    def __enter__(self) -> Program:
+        begun = time.perf_counter()
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        try:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            )
+        except OSError as error:
+            self.errors.close()
+            raise EngineError(f"{self} cannot be started: {error.strerror}") from error
+        try:
+            self.ready = str(self.read("ready")["ready"])
+        except BaseException:
+            self.end()
+            raise
+        self.load_seconds = time.perf_counter() - begun
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def __str__(self) -> str:
+        command = " ".join(shlex.join(self.command).split())
+        return f"{self.name} ({command if len(command) <= 300 else command[:297] + '...'})"
+
+    def order(self, **order: Any) -> Answer:
+        """Give one order and wait for its answer.
+
+        Raises:
+            EngineError: the program ended, took too long, or answered something else.
+        """
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # it has ended; what it said last is read below
+        answer = self.read("seconds")
+        try:
+            values = tuple(float(value) for value in answer.get("probe", ()))
+            return Answer(float(answer["seconds"]), int(answer["peak_bytes"]), values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.speaks_otherwise(json.dumps(answer)) from error
+
+    def read(self, key: str) -> dict[str, Any]:
+        """The next line, an object that has ``key``."""
+        assert self.process.stdout
+        overdue = threading.Event()
+
+        def give_up() -> None:
+            overdue.set()
+            self.process.kill()
+
+        timer = threading.Timer(self.limit_seconds, give_up)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if overdue.is_set():
+            raise EngineError(f"{self} took longer than {self.limit_seconds:g} s and was ended; --limit allows more")
+        if not line:
+            raise EngineError(f"{self} {self.how_it_ended()}")
+        try:
+            said = json.loads(line)
+        except ValueError as error:
+            raise self.speaks_otherwise(line) from error
+        if not isinstance(said, dict) or key not in said:
+            raise self.speaks_otherwise(line)
+        return said
+
+    def speaks_otherwise(self, line: str) -> EngineError:
+        return EngineError(f"{self} said {line.strip()[:100]!r}, which is not what docs/benchmark.md asks for")
+
+    def how_it_ended(self) -> str:
+        """In words: its status and its last words, or the signal that killed it."""
+        status = self.process.wait()
+        if status < 0:
+            memory = ", as happens when there is no memory left" if status == -9 else ""
+            return f"was killed by signal {-status}{memory}"
+        self.errors.seek(0)
+        words = [line.strip() for line in self.errors if line.strip()]
+        return f"ended with status {status}{': ' if words else ''}{words[-1][:300] if words else ''}"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
