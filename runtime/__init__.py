@@ -5,9 +5,13 @@
 >>> result = pipeline(class_labels=[7, 2], seed=0)
 >>> result.images.shape
 (2, 28, 28, 1)
+
+A bundle of text takes a prompt instead: ``load("sd15")("a photo of a cat", seed=0)``.
 """
 
 from runtime.errors import BundleError, DiffusionError, EngineError, RequestError
-from runtime.pipeline import Pipeline, Result, Step, load
+from runtime.loading import load
+from runtime.pipeline import Pipeline, Step
+from runtime.result import Result
 
 __all__ = ["BundleError", "DiffusionError", "EngineError", "Pipeline", "RequestError", "Result", "Step", "load"]

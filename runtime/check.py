@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
-from runtime.bundle import CONFORMANCE, DEFAULT_MODEL, Bundle, open_bundle
+from runtime.bundle import CONFORMANCE, DEFAULT_MODEL, Bundle, TextConditioning, open_bundle
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, DiffusionError
+from runtime.loading import make_pipeline
+from runtime.networks import Networks
 from runtime.noise import mersenne_words, noise_generator, philox_words
-from runtime.pipeline import Pipeline
 from runtime.plan import compile_plan
+from runtime.prompt import PromptTokenizer, shortened
 from runtime.session import Session, as_inputs, choose_provider
 
 Array = npt.NDArray[Any]
@@ -55,11 +58,9 @@ def check(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.model)
     provider, why = choose_provider(arguments.provider)
     print(why)
-    for variants in bundle.graphs.values():
-        for graph in variants.values():
-            for file in (graph.file, *graph.external_data):
-                bundle.read(file)
-                print(f"pass  {file.name}: SHA-256")
+    for file in bundle.files():
+        bundle.read(file)
+        print(f"pass  {file.name}: SHA-256")
     outcomes = replay(bundle, provider)
     for outcome in outcomes:
         verdict = "pass" if outcome.passed else "FAIL"
@@ -171,12 +172,28 @@ def replay_plan(bundle: Bundle, provider: str, case: Mapping[str, Any], tensors:
     ]
 
 
+def replay_tokens(
+    bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]
+) -> list[Outcome]:
+    if not isinstance(bundle.conditioning, TextConditioning):
+        raise BundleError(f"{bundle.folder / CONFORMANCE} has tokens, but {bundle.name} takes no text")
+    with warnings.catch_warnings(action="ignore"):  # a case may be too long, to see where it is cut off
+        ids = PromptTokenizer(bundle, bundle.conditioning).ids(case["prompt"])[0]
+    return [Outcome(f"tokens {shortened(case['prompt'])!r}", largest_difference(ids, tensors[case["tensor"]]), 0.0)]
+
+
 def replay_picture(
     bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]
 ) -> list[Outcome]:
-    pipeline = Pipeline(bundle, Session(bundle, bundle.graph("unet"), provider), "")
+    pipeline = make_pipeline(bundle, Networks(bundle, provider, low_memory=True), "")
+    if isinstance(bundle.conditioning, TextConditioning):
+        condition = case["prompt"]
+        further = {name: case[name] for name in ("negative_prompt", "width", "height")}
+    else:
+        condition, further = case["class_labels"], {}
     result = pipeline(
-        case["class_labels"],
+        condition,
+        **further,
         plan=bundle.plans[case["plan"]],
         guidance_scale=case["guidance_scale"],
         seed=int(case["seed"]),
@@ -195,5 +212,6 @@ KINDS: dict[str, Replay] = {
     "bits": replay_bits,
     "noise": replay_noise,
     "plan": replay_plan,
+    "tokens": replay_tokens,
     "picture": replay_picture,
 }

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import logging
 import math
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from runtime.bundle import DEFAULT_MODEL, ClassConditioning
+from runtime.bundle import DEFAULT_MODEL, ClassConditioning, TextConditioning
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.image import check_writable, write_file
+from runtime.loading import load
 from runtime.noise import GENERATORS
-from runtime.pipeline import DEFAULT_BATCH_SIZE, Pipeline, Result, image_paths, load
-from runtime.plan import SAMPLERS
+from runtime.pipeline import Pipeline
+from runtime.plan_arguments import add_plan_arguments, plan_settings
+from runtime.result import Result, image_paths
 
 BAR_WIDTH = 30
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
@@ -43,8 +49,12 @@ class ProgressBar:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=draw)
+    parser.add_argument("prompt", nargs="?", help="what a model of text is to draw")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a bundle's folder or name (default: %(default)s)")
-    parser.add_argument("--label", default="0", help="class to draw: a number, a name, or all (one row for each)")
+    parser.add_argument("--negative", metavar="PROMPT", help="what a model of text is to lead away from")
+    parser.add_argument("--label", help="what a model of classes is to draw: a number, a name, or all (default: 0)")
+    parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels (default: the model's)")
+    parser.add_argument("--clip-skip", type=int, help="last layers of the text encoder to leave out")
     parser.add_argument("--count", type=int, default=1, help="images, for each label (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, help="of the first image, the next has the next; without it one is drawn and printed"
@@ -52,32 +62,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rng", choices=sorted(GENERATORS), default="philox", help="noise generator (default: %(default)s)"
     )
-    parser.add_argument("--sampler", help=f"{', '.join(sorted(SAMPLERS))} (default: the model's)")
-    parser.add_argument("--steps", type=int, help="rows of the plan (default: the model's; for ddpm all)")
     parser.add_argument("--guidance-scale", type=float, help="1 is off (default: the model's)")
-    add_sampler_arguments(parser)
+    add_plan_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help=".png, .webp or .jpg, or .npz for arrays")
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="images at once; changes no picture")
-    parser.add_argument(
+    add_machine_arguments(parser)
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine", "none of these but --variant changes a picture")
+    group.add_argument("--batch-size", type=int, help="images at once (default: 32 of classes, 1 of text)")
+    group.add_argument(
         "--provider", choices=("auto", *PROVIDERS), default="auto", help="where to compute (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, help="threads inside an operator (default: one for each core)")
-
-
-def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--eta", type=float, help="ddim: 0 is deterministic, 1 has DDPM's variance")
-    parser.add_argument("--variance", choices=("posterior", "beta"), help="ddpm: variance of the added noise")
-    parser.add_argument(
-        "--spacing", dest="timestep_spacing", help="leading, trailing or linspace (default: the model's)"
-    )
-
-
-def sampler_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampler options that were given."""
-    values = {name: getattr(arguments, name) for name in ("eta", "variance", "timestep_spacing")}
-    return {name: value for name, value in values.items() if value is not None}
+    group.add_argument("--threads", type=int, help="threads inside an operator (default: one for each core)")
+    group.add_argument("--low-memory", action="store_true", help="hold one network at a time; slower")
+    group.add_argument("--variant", help="which graphs to use where there are several, such as fp16 (default: fp32)")
 
 
 def parse_labels(text: str, conditioning: ClassConditioning) -> list[int]:
@@ -100,6 +101,40 @@ def parse_labels(text: str, conditioning: ClassConditioning) -> list[int]:
     raise RequestError(f"label {text!r} is none of 0 to {conditioning.num_classes - 1}{names} or all")
 
 
+def parse_size(text: str) -> dict[str, int]:
+    """``width`` and ``height``; whether they suit the model is for the model to say.
+
+    Raises:
+        RequestError: not two whole numbers with an x between them.
+    """
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
+    if not found:
+        raise RequestError(f"size {text!r} must be WIDTHxHEIGHT in pixels, such as 512x512")
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[list[Any], dict[str, Any]]:
+    """Labels or prompts, without their repetitions, and the settings that go with them.
+
+    Raises:
+        RequestError: the flags are for a model of another kind.
+    """
+    bundle = pipeline.bundle
+    size = parse_size(arguments.size) if arguments.size is not None else {}
+    if isinstance(bundle.conditioning, TextConditioning):
+        if arguments.label is not None:
+            raise RequestError(f"{bundle.name} draws what a prompt says; leave out --label {arguments.label}")
+        if arguments.prompt is None:
+            raise RequestError(f'{bundle.name} draws what a prompt says; give one: "a photo of a cat"')
+        settings = {"negative_prompt": arguments.negative or "", "num_images_per_prompt": arguments.count}
+        return [arguments.prompt], settings | size | {"clip_skip": arguments.clip_skip}
+    given = {"a prompt": arguments.prompt, "--negative": arguments.negative, "--clip-skip": arguments.clip_skip}
+    for name, value in given.items():
+        if value is not None:
+            raise RequestError(f"{bundle.name} draws classes and takes no text; leave out {name}, or choose a --model")
+    return parse_labels("0" if arguments.label is None else arguments.label, bundle.conditioning), size
+
+
 def check_output(arguments: argparse.Namespace, count: int) -> list[Path]:
     """The files to write; a bad path is found before anything is computed.
 
@@ -115,52 +150,69 @@ def check_output(arguments: argparse.Namespace, count: int) -> list[Path]:
 
 
 def save_arrays(result: Result, path: Path) -> None:
-    """Write ``images`` uint8 (N, H, W, C), ``labels`` int64 (N,) and ``seeds`` uint64 (N,)."""
+    """Write ``images`` uint8 (N, H, W, C), ``seeds`` uint64 (N,), and ``labels`` int64 or ``prompts`` (N,)."""
     buffer = io.BytesIO()
-    seeds = np.array(result.seeds, np.uint64)
-    np.savez_compressed(buffer, images=result.images, labels=result.class_labels, seeds=seeds)
+    arrays: dict[str, Any] = {"images": result.images, "seeds": np.array(result.seeds, np.uint64)}
+    if "class_label" in result.conditions[0]:
+        arrays["labels"] = np.array([each["class_label"] for each in result.conditions], np.int64)
+    else:
+        arrays["prompts"] = np.array([each["prompt"] for each in result.conditions])
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_file(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def announced(stream: TextIO) -> Iterator[None]:
+    """Say what is being loaded, on a terminal."""
+    logger, handler = logging.getLogger("runtime"), logging.StreamHandler(stream)
+    if not stream.isatty():
+        yield
+        return
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draw, and say in one line what was used and where it went."""
     if not 1 <= arguments.count <= MAX_COUNT:
         raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
-    pipeline = load(arguments.model, arguments.provider, arguments.threads)
-    labels = parse_labels(arguments.label, pipeline.bundle.conditioning)
-    total = len(labels) * arguments.count
+    pipeline = load(arguments.model, arguments.provider, arguments.threads, arguments.low_memory, arguments.variant)
+    wanted, settings = what_to_draw(arguments, pipeline)
+    total = len(wanted) * arguments.count
     paths = check_output(arguments, total)
-    print(f"{pipeline.provider_reason}{describe_fallback(pipeline)}", flush=True)
+    settings |= plan_settings(arguments)
+    print(pipeline.provider_reason, flush=True)
+    if "num_images_per_prompt" not in settings:
+        wanted = np.repeat(wanted, arguments.count).tolist()
 
-    result = pipeline(
-        np.repeat(labels, arguments.count).tolist(),
-        guidance_scale=arguments.guidance_scale,
-        seed=arguments.seed,
-        rng=arguments.rng,
-        batch_size=arguments.batch_size,
-        progress=ProgressBar(sys.stderr),
-        sampler=arguments.sampler,
-        num_inference_steps=arguments.steps,
-        **sampler_arguments(arguments),
-    )
+    with announced(sys.stderr):
+        result = pipeline(
+            wanted,
+            guidance_scale=arguments.guidance_scale,
+            seed=arguments.seed,
+            rng=arguments.rng,
+            batch_size=arguments.batch_size,
+            progress=ProgressBar(sys.stderr),
+            **settings,
+        )
     if arguments.output.suffix.lower() == ARRAYS:
         save_arrays(result, arguments.output)
     elif arguments.grid:
-        columns = arguments.count if len(labels) > 1 else math.ceil(math.sqrt(total))
+        columns = arguments.count if len(wanted) > arguments.count else math.ceil(math.sqrt(total))
         result.save_grid(arguments.output, columns, arguments.overwrite)
     else:
         result.save(arguments.output, arguments.overwrite)
     where = f"{paths[0]} to {paths[-1].name}" if len(paths) > 1 else paths[0]
-    print(f"{where}: {total} of {pipeline.bundle.name}, {describe(result)}")
+    print("; ".join([f"{where}: {total} of {describe(pipeline, result)}", *pipeline.networks.fallbacks.values()]))
     return 0
 
 
-def describe(result: Result) -> str:
+def describe(pipeline: Pipeline, result: Result) -> str:
     used = result.metadata
     steps = f"{used['sampler']} {used['num_inference_steps']} steps"
-    return f"{steps}, guidance scale {used['guidance_scale']:g}, seed {result.seeds[0]} ({used['rng']})"
-
-
-def describe_fallback(pipeline: Pipeline) -> str:
-    fallback = pipeline.unet.fallback()
-    return f"; {fallback}" if fallback else ""
+    guidance = f"guidance scale {used['guidance_scale']:g}"
+    return f"{pipeline.bundle.name}, {steps}, {guidance}, seed {result.seeds[0]} ({used['rng']})"

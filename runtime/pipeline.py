@@ -1,38 +1,56 @@
-"""The sampling loop.
+"""The sampling loop, which knows nothing of texts or classes.
 
-Shapes: B images in a batch, C H W the shape of one sample, N rows of the plan.
+Shapes: B images in a batch, C H W the shape of one sample (of pixels or of latents), N rows of the plan.
 
-``Pipeline.denoise`` is the loop of ``docs/bundle.md``, nothing more; everything else prepares its arguments or keeps
-its results. A pipeline holds no state between calls, so one serves many threads.
+``Pipeline.denoise`` is the loop of ``docs/bundle.md``, nothing more; ``text_to_image`` and ``class_to_image`` prepare
+its arguments. A pipeline holds no state between calls but the graphs it has loaded, so one serves many threads.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import secrets
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundle import Bundle, open_bundle
+from runtime.arithmetic import clip_original, combine, guided
+from runtime.bundle import Bundle
 from runtime.engine import import_engine
 from runtime.errors import RequestError
-from runtime.image import FORMATS, UInt8, check_writable, encode_image, make_grid, to_uint8, write_file
+from runtime.networks import Networks
 from runtime.noise import GENERATORS, NoiseGenerator, image_seed, noise_generator
-from runtime.plan import Float64, Plan, compile_plan, is_finite_number
-from runtime.session import Array, Session, as_inputs, choose_provider
+from runtime.plan import Plan, compile_plan, is_finite_number
+from runtime.result import Result
+from runtime.session import Array, Session, as_inputs
 
 Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 HISTORY = 4  # samples and outputs that a row may look back on, its own included
-DEFAULT_BATCH_SIZE = 32
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The U-Net's inputs beside sample and timestep, by name: with the condition and without. B rows each."""
+
+    cond: Mapping[str, Array]
+    uncond: Mapping[str, Array]
+
+    def __getitem__(self, rows: slice) -> Conditioning:
+        """Those of some of the images."""
+        return Conditioning(
+            {name: value[rows] for name, value in self.cond.items()},
+            {name: value[rows] for name, value in self.uncond.items()},
+        )
+
+    def both(self) -> dict[str, Array]:
+        """One after the other in one batch, without the condition first."""
+        return {name: np.concatenate([self.uncond[name], self.cond[name]]) for name in self.cond}
 
 
 @dataclass(frozen=True)
@@ -53,66 +71,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Finished images and what made them.
+class Settings:
+    """How to sample, every default filled in; made by ``Pipeline.settings``."""
 
-    Attributes:
-        images: uint8 (B, H, W, C).
-        sample: the same before rounding, float32 (B, C, H, W).
-        class_labels: int64 (B,).
-        seeds: one for each image.
-        metadata: everything needed to draw them again.
-    """
-
-    images: UInt8
-    sample: Float32
-    class_labels: Int64
-    seeds: tuple[int, ...]
-    metadata: dict[str, Any]
-
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> list[Path]:
-        """Write one file, or for several images ``name-1.png``, ``name-2.png`` ...; each carries its own metadata.
-
-        Raises:
-            RequestError: unknown suffix, missing folder, or a file that exists.
-        """
-        paths = image_paths(path, len(self.images))
-        for each in paths:
-            check_writable(each, overwrite)
-        for k, each in enumerate(paths):
-            own = self.metadata | {"seed": self.seeds[k], "class_label": int(self.class_labels[k])}
-            write_file(each, encode_image(self.images[k], each.suffix.lower(), own))
-        return paths
-
-    def save_grid(self, path: str | os.PathLike[str], columns: int | None = None, overwrite: bool = False) -> Path:
-        """Write all images on one sheet; without ``columns`` it is about as wide as high.
-
-        Raises:
-            RequestError: unknown suffix, missing folder, or a file that exists.
-        """
-        base = image_path(path)
-        check_writable(base, overwrite)
-        sheet = make_grid(self.images, columns or math.ceil(math.sqrt(len(self.images))))
-        own = self.metadata | {"seeds": list(self.seeds), "class_labels": self.class_labels.tolist()}
-        write_file(base, encode_image(sheet, base.suffix.lower(), own))
-        return base
-
-
-def image_path(path: str | os.PathLike[str]) -> Path:
-    base = Path(path)
-    if base.suffix.lower() not in FORMATS:
-        raise RequestError(f"{base} has no suffix of a picture; use one of {', '.join(FORMATS)}")
-    return base
-
-
-def image_paths(path: str | os.PathLike[str], count: int) -> list[Path]:
-    """The file for one image; for several ``name-1.png``, ``name-2.png`` ...
-
-    Raises:
-        RequestError: the suffix is none of a picture's.
-    """
-    base = image_path(path)
-    return [base] if count == 1 else [base.with_stem(f"{base.stem}-{k + 1}") for k in range(count)]
+    plan: Plan
+    guidance_scale: float
+    seed: int
+    rng: str
+    batch_size: int
 
 
 def plan_for(
@@ -129,31 +95,15 @@ def plan_for(
     return compile_plan(bundle.noise_schedule, sampler or defaults.sampler, num_inference_steps, **options)
 
 
-def load(model: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Pipeline:
-    """Open a bundle for drawing.
+class Pipeline(ABC):
+    """A bundle ready to draw; ``runtime.load`` makes the one that fits."""
 
-    Args:
-        model: a bundle's folder, or its name (looked for in $DIFFUSION_ANYWHERE_MODELS, ./models_onnx and the package).
-        provider: "cpu", "cuda" (raises if CUDA would not really be used) or "auto".
-        threads: threads inside an operator; without it one for each core.
+    def __init__(self, bundle: Bundle, networks: Networks, provider_reason: str) -> None:
+        self.bundle, self.networks, self.provider_reason = bundle, networks, provider_reason
 
-    Raises:
-        BundleError: the bundle is missing, damaged or unknown.
-        EngineError: ONNX Runtime is missing, doubled, or cannot use the provider.
-    """
-    bundle = open_bundle(model)
-    chosen, why = choose_provider(provider)
-    return Pipeline(bundle, Session(bundle, bundle.graph("unet"), chosen, threads), why)
-
-
-class Pipeline:
-    """A bundle ready to draw; made by ``load``."""
-
-    def __init__(self, bundle: Bundle, unet: Session, provider_reason: str) -> None:
-        self.bundle, self.unet, self.provider_reason = bundle, unet, provider_reason
-        if bundle.pixels is None:
-            raise RequestError(f"{bundle.name} works on latents, which this version does not draw yet")
-        self.shape = (bundle.pixels.channels, bundle.pixels.height, bundle.pixels.width)
+    @abstractmethod
+    def __call__(self, *conditions: Any, **settings: Any) -> Result:
+        """Draw."""
 
     def plan(self, sampler: str | None = None, num_inference_steps: int | None = None, **options: Any) -> Plan:
         """Compile a plan for this model; what is not said is the bundle's default.
@@ -163,81 +113,117 @@ class Pipeline:
         """
         return plan_for(self.bundle, sampler, num_inference_steps, **options)
 
-    def __call__(
+    def settings(
         self,
-        class_labels: int | Sequence[int],
-        *,
+        default_batch_size: int,
         plan: Plan | None = None,
         guidance_scale: float | None = None,
         seed: int | None = None,
         rng: str = "philox",
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        progress: Callable[[int, int], None] | None = None,
+        batch_size: int | None = None,
         **plan_options: Any,
-    ) -> Result:
-        """Draw one image for each label.
+    ) -> Settings:
+        """Fill in the defaults of a request, and check it.
 
         Args:
-            class_labels: 0 .. num_classes - 1, or num_classes for no class. plan: a compiled sampler; without it
-            ``plan_options`` (sampler, num_inference_steps, eta ...) go to ``self.plan``. guidance_scale: s in uncond
-            + s · (cond - uncond); 1 is off and halves the work. Without it the bundle's default. seed: of the first
-            image; image k has seed + k. Without it one is drawn, and kept in the result. rng: "philox" or "torch".
-            batch_size: images evaluated together. It changes time and memory, never a picture. progress: called with
-            (rows done, rows in all) after each row. plan_options: see ``plan``.
+            default_batch_size: without ``batch_size``.
+            plan: a compiled sampler; without it ``plan_options`` (sampler, num_inference_steps, eta ...) go to
+                ``self.plan``.
+            guidance_scale: s in uncond + s · (cond - uncond); 1 is off and halves the work.
+            seed: of the first image; image k has seed + k. Without it one is drawn.
+            rng: "philox" or "torch".
+            batch_size: images evaluated together. It changes time and memory, never a picture.
 
         Raises:
-            RequestError: an argument is out of range; nothing has been computed then.
+            RequestError: an argument is out of range.
         """
-        labels = np.atleast_1d(np.asarray(class_labels))
-        if labels.size and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
-            raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
-        labels = labels.astype(np.int64)
         if plan is not None and plan_options:
             raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
         plan = plan or self.plan(**plan_options)
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        seed = secrets.randbelow(2**32) if seed is None else seed
-        self.check(labels, plan, guidance, rng)
+        seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)
+        batch_size = default_batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
-        seeds = tuple(image_seed(seed, k) for k in range(len(labels)))
-        rows = len(plan) * -(-len(labels) // batch_size)
+        self.check(plan, guidance, rng)
+        return Settings(plan, guidance, seed, rng, batch_size)
+
+    def check(self, plan: Plan, guidance_scale: float, rng: str) -> None:
+        """Refuse what cannot be sampled, before anything is.
+
+        Raises:
+            RequestError: with the value and what is allowed.
+        """
+        if not is_finite_number(guidance_scale):
+            raise RequestError(f"guidance_scale is {guidance_scale}; it must be a finite number (1 is off)")
+        if rng not in GENERATORS:
+            raise RequestError(f"rng {rng!r} is unknown; choose {', '.join(GENERATORS)}")
+        own_type = self.bundle.noise_schedule.prediction_type
+        if plan.options.get("strength", 1) != 1:
+            raise RequestError(f"the plan begins at an image (strength {plan.options['strength']}), and there is none")
+        if plan.prediction_type != own_type:
+            raise RequestError(f"the plan is for {plan.prediction_type} models; {self.bundle.name} predicts {own_type}")
+        if plan.clip_sample is not None and not plan.x0_weights[:, 1].all():
+            raise RequestError("the plan has clip_sample, but a row whose x0_weights make nothing of the output")
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        settings: Settings,
+        seeds: Sequence[int],
+        shape: tuple[int, ...],
+        progress: Progress | None = None,
+    ) -> Float32:
+        """The last x of each image, float32 (images, C, H, W), drawn in batches."""
+        sample = np.empty((len(seeds), *shape), np.float32)
+        rows = len(settings.plan) * -(-len(seeds) // settings.batch_size)
         done = 0
-        sample = np.empty((len(labels), *self.shape), np.float32)
-        for begin in range(0, len(labels), batch_size):
-            chosen = slice(begin, begin + batch_size)
-            for step in self.denoise(labels[chosen], plan, guidance, seeds[chosen], rng):
+        for begin in range(0, len(seeds), settings.batch_size):
+            chosen = slice(begin, begin + settings.batch_size)
+            sampler = settings.plan, settings.guidance_scale, seeds[chosen], settings.rng
+            for step in self.denoise(conditioning[chosen], *sampler, shape):
                 sample[chosen] = step.sample
                 done += 1
                 if progress:
                     progress(done, rows)
-        return Result(to_uint8(sample), sample, labels, seeds, self.metadata(plan, guidance, rng))
+        return sample
 
     def denoise(
-        self, class_labels: Int64, plan: Plan, guidance_scale: float, seeds: Sequence[int], rng: str = "philox"
+        self,
+        conditioning: Conditioning,
+        plan: Plan,
+        guidance_scale: float,
+        seeds: Sequence[int],
+        rng: str,
+        shape: tuple[int, ...],
     ) -> Iterator[Step]:
         """Walk the plan for one batch, yielding after every row; to stop, stop asking.
 
         Args:
-            class_labels: int64 (B,).
+            conditioning: the U-Net's other inputs, B rows.
             plan: the compiled sampler.
-            guidance_scale: as in ``__call__``.
-            seeds: one for each image.
+            guidance_scale: s in uncond + s · (cond - uncond).
+            seeds: one for each image, (B,).
             rng: "philox" or "torch".
+            shape: of one sample, (C, H, W).
 
         Raises:
             RequestError: an argument is out of range, or the sample ceased to be finite.
         """
-        self.check(class_labels, plan, guidance_scale, rng)
+        self.check(plan, guidance_scale, rng)
+        unet = self.networks.session("unet")
         generators = [noise_generator(rng, seed) for seed in seeds]
         samples: deque[Float32] = deque(maxlen=HISTORY)
         outputs: deque[Float32] = deque(maxlen=HISTORY)
-        samples.appendleft((plan.initial_scale * self.draw(generators).astype(np.float64)).astype(np.float32))
+        samples.appendleft((plan.initial_scale * draw(generators, shape).astype(np.float64)).astype(np.float32))
         for i in range(len(plan)):
             scale = 1 + float(plan.guidance[i]) * (guidance_scale - 1)
-            outputs.appendleft(self.predict(samples[0], float(plan.timesteps[i]), class_labels, scale))
-            noise = self.draw(generators) if plan.weights[i, -1] != 0 else None
-            pred_original = combine(plan.x0_weights[i], [samples[0], outputs[0]])
+            output = self.predict(unet, samples[0], float(plan.timesteps[i]), conditioning, scale, plan)
+            pred_original = combine(plan.x0_weights[i], [samples[0], output])
+            if plan.clip_sample is not None:
+                output, pred_original = clip_original(plan.x0_weights[i], samples[0], output, plan.clip_sample)
+            outputs.appendleft(output)
+            noise = draw(generators, shape) if plan.weights[i, -1] != 0 else None
             following = combine(plan.weights[i], [*padded(samples), *padded(outputs), noise])
             if not np.isfinite(following).all():
                 raise RequestError(
@@ -246,78 +232,47 @@ class Pipeline:
             samples.appendleft(following)
             yield Step(i + 1, len(plan), following, pred_original)
 
-    def predict(self, sample: Float32, timestep: float, class_labels: Int64, scale: float) -> Float32:
+    def predict(
+        self, unet: Session, sample: Float32, timestep: float, conditioning: Conditioning, scale: float, plan: Plan
+    ) -> Float32:
         """The guided output of the network for x, float32 (B, C, H, W) (Ho & Salimans 2022, eq. 6, with s = w + 1)."""
         if scale == 1:
-            return self.evaluate(sample, timestep, class_labels)
-        null = np.full_like(class_labels, self.bundle.conditioning.null_class)
-        both = self.evaluate(np.concatenate([sample, sample]), timestep, np.concatenate([null, class_labels]))
-        uncond, cond = np.split(both.astype(np.float64), 2)
-        with np.errstate(over="ignore"):  # ``denoise`` refuses what is not finite
-            return (uncond + scale * (cond - uncond)).astype(np.float32)
+            return evaluate(unet, sample, timestep, conditioning.cond)
+        if self.networks.low_memory:
+            uncond = evaluate(unet, sample, timestep, conditioning.uncond)
+            cond = evaluate(unet, sample, timestep, conditioning.cond)
+        else:
+            both = evaluate(unet, np.concatenate([sample, sample]), timestep, conditioning.both())
+            uncond, cond = np.split(both, 2)
+        return guided(uncond, cond, scale, plan.guidance_rescale)
 
-    def evaluate(self, sample: Float32, timestep: float, class_labels: Int64) -> Float32:
-        """One run of the U-Net."""
-        timesteps = np.full(len(sample), timestep, np.float32)
-        inputs: dict[str, Array] = {"sample": sample, "timestep": timesteps, "class_labels": class_labels}
-        out: Float32 = self.unet.run(**as_inputs(self.unet, inputs))["out_sample"]
-        return out
-
-    def draw(self, generators: Sequence[NoiseGenerator]) -> Float32:
-        """The next draw of each image's noise, float32 (B, C, H, W)."""
-        return np.stack([generator.draw(self.shape) for generator in generators])
-
-    def check(self, class_labels: Int64, plan: Plan, guidance_scale: float, rng: str) -> None:
-        """Refuse what cannot be drawn, before anything is.
-
-        Raises:
-            RequestError: with the value and what is allowed.
-        """
-        conditioning = self.bundle.conditioning
-        if not len(class_labels):
-            raise RequestError("there is no label to draw; give at least one")
-        wrong = class_labels[(class_labels < 0) | (class_labels > conditioning.null_class)]
-        if len(wrong):
-            raise RequestError(
-                f"label {wrong[0]} is out of range; {self.bundle.name} has 0 to {conditioning.num_classes - 1}, "
-                f"and {conditioning.null_class} for none"
-            )
-        if not is_finite_number(guidance_scale):
-            raise RequestError(f"guidance_scale is {guidance_scale}; it must be a finite number (1 is off)")
-        if rng not in GENERATORS:
-            raise RequestError(f"rng {rng!r} is unknown; choose {', '.join(GENERATORS)}")
-        own_type = self.bundle.noise_schedule.prediction_type
-        if plan.prediction_type != own_type:
-            raise RequestError(f"the plan is for {plan.prediction_type} models; {self.bundle.name} predicts {own_type}")
-        if plan.clip_sample is not None or plan.guidance_rescale:
-            raise RequestError("the plan clips or rescales, which this version does not do; compile it without")
-
-    def metadata(self, plan: Plan, guidance_scale: float, rng: str) -> dict[str, Any]:
+    def metadata(self, settings: Settings) -> dict[str, Any]:
         """What made a picture, as JSON values."""
         return {
             "bundle": self.bundle.name,
             "bundle_sha256": self.bundle.sha256,
-            "sampler": plan.sampler,
-            "num_inference_steps": plan.num_inference_steps,
-            "options": dict(plan.options),
-            "guidance_scale": guidance_scale,
-            "rng": rng,
-            "provider": self.unet.provider,
+            "sampler": settings.plan.sampler,
+            "num_inference_steps": settings.plan.num_inference_steps,
+            "options": dict(settings.plan.options),
+            "guidance_scale": settings.guidance_scale,
+            "rng": settings.rng,
+            "provider": self.networks.provider,
             "onnxruntime": import_engine().__version__,
         }
+
+
+def evaluate(unet: Session, sample: Float32, timestep: float, conditions: Mapping[str, Array]) -> Float32:
+    """One run of the U-Net."""
+    inputs: dict[str, Array] = {"sample": sample, "timestep": np.full(len(sample), timestep, np.float32), **conditions}
+    output: Float32 = unet.run(**as_inputs(unet, inputs))["out_sample"]
+    return output
+
+
+def draw(generators: Sequence[NoiseGenerator], shape: tuple[int, ...]) -> Float32:
+    """The next draw of each image's noise, float32 (B, C, H, W)."""
+    return np.stack([generator.draw(shape) for generator in generators])
 
 
 def padded(history: deque[Float32]) -> list[Float32 | None]:
     """The last four, newest first; None for those that do not exist yet."""
     return [*history, *[None] * (HISTORY - len(history))]
-
-
-def combine(weights: Float64, terms: Sequence[Float32 | None]) -> Float32:
-    """The weighted sum of a row: float64, left to right, rounded once; terms of weight zero do not count."""
-    total: npt.NDArray[np.float64] | float = 0.0
-    for weight, term in zip(weights, terms, strict=True):
-        if weight != 0:
-            if term is None:
-                raise RequestError("the plan looks back further than its first row; it was not made by this program")
-            total = total + float(weight) * term.astype(np.float64)
-    return np.asarray(total).astype(np.float32)

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import tiny_bundle
 
+from runtime import load
+from runtime.class_to_image import ClassToImage
 from runtime.errors import RequestError
 from runtime.noise import noise_generator
-from runtime.pipeline import Pipeline, load
 from runtime.plan import compile_plan
+from runtime.session import Session
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load(tiny_bundle.write(tmp_path_factory.mktemp("models")), provider="cpu")
 
 
@@ -43,14 +45,14 @@ def by_hand(label: int, seed: int, steps: int, guidance: float, eta: float, rng:
 @pytest.mark.parametrize("rng", ["philox", "torch"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_loop_is_ddim_by_hand(pipeline: Pipeline, guidance: float, eta: float, rng: str) -> None:
+def test_the_loop_is_ddim_by_hand(pipeline: ClassToImage, guidance: float, eta: float, rng: str) -> None:
     result = pipeline([2, 0], guidance_scale=guidance, seed=11, rng=rng, num_inference_steps=10, eta=eta)
     expected = np.stack([by_hand(2, 11, 10, guidance, eta, rng), by_hand(0, 12, 10, guidance, eta, rng)])
     np.testing.assert_allclose(result.sample, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_picture_does_not_depend_on_its_batch(pipeline: Pipeline, sampler: str) -> None:
+def test_a_picture_does_not_depend_on_its_batch(pipeline: ClassToImage, sampler: str) -> None:
     labels = [0, 1, 2, 1, 0]
     together = pipeline(labels, seed=5, sampler=sampler, num_inference_steps=20)
     for batch_size in (1, 2, 3):
@@ -60,7 +62,7 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline: Pipeline, sampler: str
     assert alone.sample.tobytes() == together.sample[3:4].tobytes()
 
 
-def test_threads_share_a_pipeline(pipeline: Pipeline) -> None:
+def test_threads_share_a_pipeline(pipeline: ClassToImage) -> None:
     def draw(seed: int) -> bytes:
         return pipeline([seed % 3], seed=seed, sampler="ddpm").sample.tobytes()
 
@@ -70,32 +72,32 @@ def test_threads_share_a_pipeline(pipeline: Pipeline) -> None:
     assert len(set(one_after_another)) == 8
 
 
-def test_guidance_1_evaluates_the_network_once_per_row(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_1_evaluates_the_network_once_per_row(pipeline: ClassToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    evaluate = Pipeline.evaluate
+    run = Session.run
 
-    def counting(self: Pipeline, sample: Any, timestep: float, labels: Any) -> Any:
-        batches.append(len(sample))
-        return evaluate(self, sample, timestep, labels)
+    def counting(self: Session, **inputs: Any) -> Any:
+        batches.append(len(inputs["sample"]))
+        return run(self, **inputs)
 
-    monkeypatch.setattr(Pipeline, "evaluate", counting)
+    monkeypatch.setattr(Session, "run", counting)
     pipeline([0, 1], guidance_scale=1.0, num_inference_steps=4)
     pipeline([0, 1], guidance_scale=2.0, num_inference_steps=4)
     assert batches == [2] * 4 + [4] * 4
 
 
-def test_denoise_yields_every_row_and_predicts_the_original(pipeline: Pipeline) -> None:
+def test_denoise_yields_every_row_and_predicts_the_original(pipeline: ClassToImage) -> None:
     plan = compile_plan(pipeline.bundle.noise_schedule, "ddim", 6)
-    steps = list(pipeline.denoise(np.array([1]), plan, 1.0, [3]))
+    steps = list(pipeline.denoise(pipeline.encode(np.array([1])), plan, 1.0, [3], "philox", pipeline.shape))
     assert [step.row for step in steps] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(steps[-1].pred_original_sample, steps[-1].sample, atol=1e-5)  # the last row ends at x_0
 
 
-def test_seeds_count_up_and_wrap(pipeline: Pipeline) -> None:
+def test_seeds_count_up_and_wrap(pipeline: ClassToImage) -> None:
     assert pipeline([0, 1, 2], seed=2**64 - 2, num_inference_steps=1).seeds == (2**64 - 2, 2**64 - 1, 0)
 
 
-def test_without_a_seed_one_is_drawn_and_kept(pipeline: Pipeline) -> None:
+def test_without_a_seed_one_is_drawn_and_kept(pipeline: ClassToImage) -> None:
     result = pipeline(0, num_inference_steps=2)
     again = pipeline(0, num_inference_steps=2, seed=result.seeds[0])
     assert again.sample.tobytes() == result.sample.tobytes()
@@ -124,7 +126,7 @@ def test_without_a_seed_one_is_drawn_and_kept(pipeline: Pipeline) -> None:
     ],
 )
 def test_bad_requests_name_the_value_and_what_is_allowed(
-    pipeline: Pipeline, arguments: dict[str, Any], message: str
+    pipeline: ClassToImage, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError) as error:
         pipeline(**{"class_labels": 0, **arguments})
@@ -132,26 +134,26 @@ def test_bad_requests_name_the_value_and_what_is_allowed(
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_for_another_kind_of_network_is_refused(pipeline: Pipeline) -> None:
+def test_a_plan_for_another_kind_of_network_is_refused(pipeline: ClassToImage) -> None:
     schedule = pipeline.bundle.noise_schedule
     other = compile_plan(type(schedule)(schedule.alphas_cumprod, "v_prediction"), "ddim", 4)
     with pytest.raises(RequestError, match="the plan is for v_prediction models; tiny predicts epsilon"):
         pipeline(0, plan=other)
 
 
-def test_a_plan_and_options_for_another_are_refused(pipeline: Pipeline) -> None:
+def test_a_plan_and_options_for_another_are_refused(pipeline: ClassToImage) -> None:
     plan = pipeline.plan(num_inference_steps=np.int64(4))  # type: ignore[arg-type]
     assert len(pipeline(0, plan=plan, seed=0).images) == 1
     with pytest.raises(RequestError, match="give either a plan or sampler, eta, and not both"):
         pipeline(0, plan=plan, sampler="ddim", eta=0.5)
 
 
-def test_the_models_own_sampler_keeps_its_default_steps(pipeline: Pipeline) -> None:
+def test_the_models_own_sampler_keeps_its_default_steps(pipeline: ClassToImage) -> None:
     assert len(pipeline.plan()) == len(pipeline.plan(sampler="ddim")) == 10
     assert len(pipeline.plan(sampler="ddpm")) == 100
 
 
-def test_saved_pictures_carry_what_made_them(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_saved_pictures_carry_what_made_them(pipeline: ClassToImage, tmp_path: Path) -> None:
     import json
 
     from PIL import Image

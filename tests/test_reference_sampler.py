@@ -11,7 +11,7 @@ import torch
 
 from export.restore import torch_module
 from runtime.noise import noise_generator
-from runtime.pipeline import Pipeline, load
+from runtime import Pipeline, load
 from training.ddpm.sampler import guided, sample_ddim, sample_ddpm
 from training.noise_schedule import NoiseSchedule
 

@@ -1,0 +1,92 @@
+"""From class labels to images of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import Bundle, ClassConditioning, Pixels
+from runtime.errors import RequestError
+from runtime.image import to_uint8
+from runtime.networks import Networks
+from runtime.noise import image_seed
+from runtime.pipeline import Conditioning, Pipeline, Progress
+from runtime.result import Result
+
+Int64 = npt.NDArray[np.int64]
+
+DEFAULT_BATCH_SIZE = 32
+
+
+class ClassToImage(Pipeline):
+    """A bundle that draws classes."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        networks: Networks,
+        provider_reason: str,
+        conditioning: ClassConditioning,
+        pixels: Pixels,
+    ) -> None:
+        super().__init__(bundle, networks, provider_reason)
+        self.conditioning, self.pixels = conditioning, pixels
+        self.shape = (pixels.channels, pixels.height, pixels.width)
+
+    def __call__(
+        self,
+        class_labels: int | Sequence[int],
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Draw one image for each label.
+
+        Args:
+            class_labels: 0 .. num_classes - 1, or num_classes for no class.
+            width, height: pixels; a model of pixels has but one size.
+            progress: called with (rows done, rows in all) after each row.
+            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 32) and plan, as
+                ``Pipeline.settings`` takes them, and options of the sampler.
+
+        Raises:
+            RequestError: an argument is out of range; nothing has been computed then.
+        """
+        labels = self.check_labels(class_labels)
+        self.check_size(width, height)
+        chosen = self.settings(DEFAULT_BATCH_SIZE, **settings)
+        seeds = tuple(image_seed(chosen.seed, k) for k in range(len(labels)))
+        sample = self.sample(self.encode(labels), chosen, seeds, self.shape, progress)
+        conditions = tuple({"class_label": label} for label in labels.tolist())
+        return Result(to_uint8(sample), sample, seeds, conditions, self.metadata(chosen))
+
+    def encode(self, class_labels: Int64) -> Conditioning:
+        """What the U-Net is told of labels, int64 (B,)."""
+        null = np.full_like(class_labels, self.conditioning.null_class)
+        return Conditioning({"class_labels": class_labels}, {"class_labels": null})
+
+    def check_labels(self, class_labels: int | Sequence[int]) -> Int64:
+        labels = np.atleast_1d(np.asarray(class_labels))
+        if labels.size and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+            raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
+        if not len(labels):
+            raise RequestError("there is no label to draw; give at least one")
+        wrong = labels[(labels < 0) | (labels > self.conditioning.null_class)]
+        if len(wrong):
+            raise RequestError(
+                f"label {wrong[0]} is out of range; {self.bundle.name} has 0 to {self.conditioning.num_classes - 1}, "
+                f"and {self.conditioning.null_class} for none"
+            )
+        return labels.astype(np.int64)
+
+    def check_size(self, width: int | None, height: int | None) -> None:
+        own = (self.pixels.width, self.pixels.height)
+        if (width or own[0], height or own[1]) != own:
+            raise RequestError(
+                f"{self.bundle.name} draws {own[0]}x{own[1]} pixels only, not {width or own[0]}x{height or own[1]}"
+            )

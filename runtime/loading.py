@@ -1,0 +1,53 @@
+"""From a bundle's name to a pipeline."""
+
+from __future__ import annotations
+
+import os
+
+from runtime.bundle import Bundle, TextConditioning, open_bundle
+from runtime.class_to_image import ClassToImage
+from runtime.errors import BundleError
+from runtime.networks import Networks
+from runtime.pipeline import Pipeline
+from runtime.session import choose_provider
+from runtime.text_to_image import TextToImage
+
+
+def load(
+    model: str | os.PathLike[str],
+    provider: str = "auto",
+    threads: int | None = None,
+    low_memory: bool = False,
+    variant: str | None = None,
+) -> Pipeline:
+    """Open a bundle for drawing.
+
+    Args:
+        model: a bundle's folder, or its name (looked for in $DIFFUSION_ANYWHERE_MODELS, ./models_onnx and the package).
+        provider: "cpu", "cuda" (raises if CUDA would not really be used) or "auto".
+        threads: threads inside an operator; without it one for each core.
+        low_memory: hold one network at a time, and evaluate the two halves of guidance in turn. It takes longer, since
+            networks are loaded again for every request, and changes no picture.
+        variant: which of a network's graphs, such as "fp16", where it has several; without it float32.
+
+    Returns:
+        ``TextToImage`` or ``ClassToImage``, by what the model is told.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or unknown.
+        EngineError: ONNX Runtime is missing, doubled, or cannot use the provider.
+        RequestError: provider or variant is unknown.
+    """
+    bundle = open_bundle(model)
+    chosen, why = choose_provider(provider)
+    return make_pipeline(bundle, Networks(bundle, chosen, threads, low_memory, variant), why)
+
+
+def make_pipeline(bundle: Bundle, networks: Networks, provider_reason: str) -> Pipeline:
+    """The pipeline for what the model is told; for arguments see ``Pipeline``."""
+    conditioning = bundle.conditioning
+    if isinstance(conditioning, TextConditioning) and bundle.latents:
+        return TextToImage(bundle, networks, provider_reason, conditioning, bundle.latents)
+    if not isinstance(conditioning, TextConditioning) and bundle.pixels:
+        return ClassToImage(bundle, networks, provider_reason, conditioning, bundle.pixels)
+    raise BundleError(f"{bundle.folder} has neither text with latents nor classes with pixels")

@@ -1,0 +1,82 @@
+"""A bundle's graphs as sessions: loaded when they are first needed, and one at a time where memory is short."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from runtime.bundle import Bundle, GraphVariant
+from runtime.errors import RequestError
+from runtime.session import Session
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_VARIANT = "fp32"
+
+
+class Networks:
+    """The sessions of one bundle, by role; threads may share them.
+
+    Attributes:
+        low_memory: whether a graph is dropped before another is loaded, and the halves of guidance take turns.
+        fallbacks: by role, how many nodes of its graph did not get the provider that was asked for, in words.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: str = "cpu",
+        threads: int | None = None,
+        low_memory: bool = False,
+        variant: str | None = None,
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            bundle: where the graphs come from.
+            provider: "cpu" or "cuda", for every graph.
+            threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
+            low_memory: hold one graph at a time.
+            variant: which one of a role that has it; others, and all without it, are float32 where they can be.
+
+        Raises:
+            RequestError: no role has the variant.
+        """
+        self.bundle, self.provider, self.threads, self.low_memory = bundle, provider, threads, low_memory
+        known = sorted({name for variants in bundle.graphs.values() for name in variants})
+        if variant is not None and variant not in known:
+            raise RequestError(f"variant {variant!r} is unknown; {bundle.name} has {', '.join(known)}")
+        self.variant = variant
+        self.fallbacks: dict[str, str] = {}
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def graph(self, role: str) -> GraphVariant:
+        """Which of a role's graphs is used.
+
+        Raises:
+            BundleError: the bundle has no graph for the role.
+        """
+        variants = self.bundle.graphs.get(role, {})
+        usable = [name for name in (self.variant, DEFAULT_VARIANT, *variants) if name in variants]
+        return self.bundle.graph(role, usable[0] if usable and usable[0] else DEFAULT_VARIANT)
+
+    def session(self, role: str) -> Session:
+        """The session for a role. A caller that keeps it keeps its memory, also where it is short.
+
+        Raises:
+            BundleError: there is no such graph, or its file is damaged or not what the manifest says.
+            EngineError: the provider cannot be had.
+        """
+        with self._lock:
+            if role not in self._sessions:
+                if self.low_memory:
+                    self._sessions.clear()
+                graph = self.graph(role)
+                size = sum(file.size for file in (graph.file, *graph.external_data))
+                logger.info("loading %s (%.1f MB)", graph.file.name, size / 1e6)
+                self._sessions[role] = Session(self.bundle, graph, self.provider, self.threads)
+                fallback = self._sessions[role].fallback()
+                if fallback:
+                    self.fallbacks[role] = fallback
+            return self._sessions[role]

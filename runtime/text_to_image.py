@@ -1,0 +1,163 @@
+"""From prompts to images, through latents (Rombach et al. 2022).
+
+Shapes: B images, L tokens, D width of the text embeddings, C h w one image's latents, H W its pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import Bundle, Latents, TextConditioning
+from runtime.errors import RequestError
+from runtime.image import UInt8, to_uint8
+from runtime.networks import Networks
+from runtime.noise import image_seed
+from runtime.pipeline import Conditioning, Pipeline, Progress
+from runtime.prompt import PromptTokenizer
+from runtime.result import Result
+from runtime.session import as_inputs
+from runtime.vae import decode
+
+Float32 = npt.NDArray[np.float32]
+
+DEFAULT_BATCH_SIZE = 1
+MAX_SIDE = 2**14
+
+
+class TextToImage(Pipeline):
+    """A bundle that draws what a text says."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        networks: Networks,
+        provider_reason: str,
+        conditioning: TextConditioning,
+        latents: Latents,
+    ) -> None:
+        super().__init__(bundle, networks, provider_reason)
+        self.conditioning, self.latents = conditioning, latents
+        if len(bundle.unet_input) > 1:
+            names = ", ".join(name for name, _ in bundle.unet_input)
+            raise RequestError(
+                f"{bundle.name} fills in parts of a picture (its U-Net takes {names}) and draws no whole"
+            )
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        width: int | None = None,
+        height: int | None = None,
+        num_images_per_prompt: int = 1,
+        clip_skip: int | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Draw images of prompts.
+
+        Args:
+            prompt: one or several; images of the same prompt follow each other.
+            negative_prompt: what guidance leads away from; one for all, or one for each prompt.
+            width, height: pixels, multiples of the latents' factor; without them the bundle's defaults.
+            num_images_per_prompt: image k of all has seed + k.
+            clip_skip: last layers of the text encoder to leave out; without it the bundle's default.
+            progress: called with (rows done, rows in all) after each row.
+            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1) and plan, as
+                ``Pipeline.settings`` takes them, and options of the sampler.
+
+        Returns:
+            The images; ``sample`` holds their latents, float32 (B, C, h, w).
+
+        Raises:
+            RequestError: an argument is out of range; nothing has been computed then.
+        """
+        prompts, negatives = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        width, height = self.check_size(width, height)
+        clip_skip = self.check_clip_skip(clip_skip)
+        chosen = self.settings(DEFAULT_BATCH_SIZE, **settings)
+        seeds = tuple(image_seed(chosen.seed, k) for k in range(len(prompts)))
+        shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
+        sample = self.sample(self.encode(prompts, negatives, clip_skip), chosen, seeds, shape, progress)
+        conditions = tuple(
+            {"prompt": wanted, "negative_prompt": unwanted} for wanted, unwanted in zip(prompts, negatives, strict=True)
+        )
+        metadata = self.metadata(chosen) | {"width": width, "height": height, "clip_skip": clip_skip}
+        return Result(self.decode(sample), sample, seeds, conditions, metadata)
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """Read when it is first needed."""
+        return PromptTokenizer(self.bundle, self.conditioning)
+
+    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str], clip_skip: int) -> Conditioning:
+        """What the U-Net is told of B prompts and their negatives: encoder_hidden_states float32 (B, L, D).
+
+        Raises:
+            RequestError: one is not text, or longer than a million characters.
+        """
+        ids = {text: self.tokenizer.ids(text) for text in dict.fromkeys([*prompts, *negative_prompts])}
+        encoder = self.networks.session("text_encoder")
+        extra = np.zeros((1, self.conditioning.embedding_dim), np.float32)
+        # One text at a time: so what it becomes does not depend on the others.
+        encoded = {
+            text: encoder.run(
+                **as_inputs(encoder, {"input_ids": own, "extra_embeddings": extra, "clip_skip": np.array(clip_skip)})
+            )["last_hidden_state"]
+            for text, own in ids.items()
+        }
+        cond, uncond = (np.concatenate([encoded[text] for text in texts]) for texts in (prompts, negative_prompts))
+        return Conditioning({"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond})
+
+    def decode(self, latents: Float32) -> UInt8:
+        """Latents float32 (B, C, h, w) as images uint8 (B, H, W, 3), one by one."""
+        decoder = self.networks.session("vae_decoder")
+        factors = self.latents.scaling_factor, self.latents.factor
+        return np.concatenate([to_uint8(decode(decoder, each, *factors)[None]) for each in latents])
+
+    def check_prompts(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str], num_images_per_prompt: int
+    ) -> tuple[list[str], list[str]]:
+        """Prompt and negative prompt of every image.
+
+        Raises:
+            RequestError: no prompt, another number of negative prompts, or no images.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        if not prompts:
+            raise RequestError("there is no prompt to draw; give at least one")
+        if len(prompts) != len(negatives):
+            raise RequestError(f"{len(prompts)} prompts have {len(negatives)} negative prompts; give one, or as many")
+        if num_images_per_prompt < 1:
+            raise RequestError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
+        return [p for p in prompts for _ in range(num_images_per_prompt)], [
+            n for n in negatives for _ in range(num_images_per_prompt)
+        ]
+
+    def check_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """Width and height, the defaults filled in.
+
+        Raises:
+            RequestError: one is no multiple of the latents' factor, or not within reason.
+        """
+        width = self.bundle.defaults.width if width is None else width
+        height = self.bundle.defaults.height if height is None else height
+        factor = self.latents.factor
+        for name, value in (("width", width), ("height", height)):
+            if not factor <= value <= MAX_SIDE or value % factor:
+                raise RequestError(f"{name} is {value}; it must be a multiple of {factor}, from {factor} to {MAX_SIDE}")
+        return width, height
+
+    def check_clip_skip(self, clip_skip: int | None) -> int:
+        most = self.conditioning.num_hidden_layers
+        chosen = self.conditioning.clip_skip if clip_skip is None else clip_skip
+        if not 0 <= chosen <= most:
+            raise RequestError(f"clip_skip is {chosen}; it must be 0 to {most}, the text encoder's layers")
+        return chosen
