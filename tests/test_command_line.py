@@ -95,7 +95,7 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
         (["--rng", "dice"], "argument --rng: invalid choice: 'dice'"),
-        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--colour", "red"], "unrecognized arguments: --colour"),
         (["--label", "3"], "label '3' is none of 0 to 2 (cat, dog, owl) or all"),
         (["--label", "-1"], "label '-1' is none of 0 to 2"),
         (["--label", "seven"], "label 'seven' is none of"),
@@ -139,44 +139,6 @@ def has_cuda() -> bool:
     from runtime.session import try_cuda
 
     return try_cuda() is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--peer", "x=no-such-program-anywhere"], "x (no-such-program-anywhere) cannot be started"),
-        (["--peer", "x=false"], "x (false) ended or does not speak the protocol"),
-        (["--peer", "nothing"], "peer 'nothing' must be NAME=COMMAND"),
-        (["--json", "missing/x.json"], "the folder missing does not exist"),
-        (["--batch-sizes", "1,none"], "batch sizes '1,none' must be whole numbers"),
-        (["--rounds", "0"], "rounds is 0"),
-    ],
-)
-def test_bad_benchmarks(
-    model: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert main(["benchmark", model, "--batch-sizes", "1", "--steps", "1", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_a_benchmark_sets_the_runtime_beside_itself(
-    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = f"{sys.executable} -m runtime benchmark --worker {model}"
-    options = ["--batch-sizes", "2", "--steps", "3", "--rounds", "2", "--peer", f"again={worker}", "--json", "b.json"]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert main(["benchmark", model, *options]) == 0
-    assert "| 2 | again |" in capsys.readouterr().out
-    rows = json.loads(Path("b.json").read_text())
-    assert [row["program"] for row in rows] == ["runtime", "again"]
-    assert all(len(row["ratios"]) == 2 and row["peak_megabytes"] > 10 for row in rows)
 
 
 def test_an_unwritable_folder(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,122 @@
+"""Proves that a prompt becomes the ids that transformers' CLIPTokenizer gives, for any text, and that texts that are
+long or broken are dealt with in bounded time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+from runtime.bundle import File, TextConditioning
+from runtime.errors import RequestError
+from runtime.prompt import PromptTokenizer
+from training.stable_diffusion.tokenizer import TOKENIZER_FILE
+
+
+class Folder:
+    """As much of a bundle as a tokenizer needs."""
+
+    name, folder = "clip", TOKENIZER_FILE.parent
+
+    def read(self, file: File) -> bytes:
+        return Path(self.folder / file.name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PromptTokenizer:
+    data = TOKENIZER_FILE.read_bytes()
+    file = File(TOKENIZER_FILE.name, len(data), hashlib.sha256(data).hexdigest())
+    return PromptTokenizer(Folder(), TextConditioning(file, 77, 49406, 49407, 49407, 49408, 768, 12, 0, None))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reference() -> CLIPTokenizer:
+    """What diffusers calls, with the settings of the published model's folder."""
+    return CLIPTokenizer(
+        tokenizer_file=str(TOKENIZER_FILE),
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        model_max_length=77,
+    )
+
+
+def quiet_ids(tokenizer: PromptTokenizer, prompt: str) -> list[int]:
+    with warnings.catch_warnings(action="ignore"):
+        ids = tokenizer.ids(prompt)
+    assert ids.shape == (1, 77)
+    assert ids.dtype == "int64"
+    values: list[int] = ids[0].tolist()
+    return values
+
+
+def expected_ids(reference: CLIPTokenizer, prompt: str) -> list[int]:
+    values: list[int] = reference(prompt, padding="max_length", max_length=77, truncation=True).input_ids
+    return values
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        " \t\n ",
+        "a photo of a cat",
+        "A PHOTO  of a\nCAT",
+        "it's 2026, isn't it? (masterpiece:1.3), 4k!!",
+        "😀👩‍👩‍👧 émigré café e\u0301 漢字 Ελλάς",
+        "\x00\x01\u200b\u200f\ufeff\U0010ffff",
+        "<|startoftext|> a <|endoftext|> b",
+        "word " * 75,
+        "word " * 76,
+        "x" * 3000,
+    ],
+)
+def test_ids_are_those_of_transformers(tokenizer: PromptTokenizer, reference: CLIPTokenizer, prompt: str) -> None:
+    assert quiet_ids(tokenizer, prompt) == expected_ids(reference, prompt)
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ids_of_any_text_are_those_of_transformers(
+    tokenizer: PromptTokenizer, reference: CLIPTokenizer, prompt: str
+) -> None:
+    assert quiet_ids(tokenizer, prompt) == expected_ids(reference, prompt)
+
+
+def test_begin_end_and_padding(tokenizer: PromptTokenizer) -> None:
+    assert quiet_ids(tokenizer, "a photo of a cat") == [49406, 320, 1125, 539, 320, 2368, *[49407] * 71]
+
+
+def test_75_tokens_fit_and_of_the_76th_it_is_said_what_is_lost(tokenizer: PromptTokenizer) -> None:
+    with warnings.catch_warnings(action="error"):
+        tokenizer.ids("cat " * 75)
+    with pytest.warns(UserWarning, match="has 77 tokens, of which 75 fit; cut off is 'red Dog'"):
+        tokenizer.ids("cat " * 75 + "red Dog")
+
+
+@pytest.mark.parametrize("prompt", ["word%d " * 10_000, "a" * 100_000, "😀" * 100_000, " " * 1_000_000])
+def test_long_prompts_take_bounded_time(tokenizer: PromptTokenizer, prompt: str) -> None:
+    begun = time.process_time()
+    quiet_ids(tokenizer, prompt)
+    assert time.process_time() - begun < 5
+
+
+def test_what_is_cut_off_is_itself_shortened(tokenizer: PromptTokenizer) -> None:
+    with pytest.warns(UserWarning, match="of which 75 fit") as said:
+        tokenizer.ids("word " * 10_000)
+    assert len(str(said[0].message)) < 200
+    assert "\n" not in str(said[0].message)
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", "half \ud83d of a pair"])
+def test_bytes_that_are_no_text_are_one_clear_error(tokenizer: PromptTokenizer, prompt: str) -> None:
+    with pytest.raises(RequestError, match="the prompt is not text: character") as error:
+        tokenizer.ids(prompt)
+    str(error.value).encode()  # can be printed
