@@ -19,6 +19,7 @@ from runtime.plan import NoiseSchedule, Plan
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MODEL_INDEX = "model_index.json"  # of the folders that diffusers and optimum export
 CONFORMANCE = "conformance.safetensors"
 MODELS_VARIABLE = "DIFFUSION_ANYWHERE_MODELS"
 DEFAULT_MODEL = "mnist-paper"
@@ -223,7 +224,7 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
     path = Path(model)
     candidates = [path, *(folder / path for folder in search_folders() if not path.is_absolute())]
     for candidate in candidates:
-        if (candidate / MANIFEST).is_file():
+        if (candidate / MANIFEST).is_file() or (candidate / MODEL_INDEX).is_file():
             return candidate
     if path.is_dir():
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST}")
@@ -235,16 +236,21 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
 def open_bundle(model: str | os.PathLike[str]) -> Bundle:
     """Read and check a bundle's manifest, and that its files are there with the right sizes.
 
+    A folder that diffusers or optimum exported has a ``model_index.json`` instead and is read by ``runtime.foreign``.
+
     Args:
         model: a folder, or the name of a bundle that ``find_bundle`` finds.
 
     Raises:
         BundleError: with one line that says what is wrong.
     """
-    from runtime.manifest import read_manifest  # it is made of the classes above
+    from runtime.foreign import open_folder  # they are made of the classes above
+    from runtime.manifest import read_manifest
 
     folder = find_bundle(model)
     path = folder / MANIFEST
+    if not path.is_file():
+        return open_folder(folder)
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
     try:

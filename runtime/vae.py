@@ -125,18 +125,33 @@ def in_tiles(
     """
     rows, columns = image.shape[1] // of_input, image.shape[2] // of_input
     if tiles is None or max(rows, columns) <= tiles.tile:
-        return network(image)
+        return magnified(network(image), rows * of_output, columns * of_output)
     result: Float32 | None = None
     for (top, bottom, down), (left, right, across) in itertools.product(
         weighted_spans(rows, tiles, of_output), weighted_spans(columns, tiles, of_output)
     ):
         part = network(image[:, top * of_input : bottom * of_input, left * of_input : right * of_input])
+        part = magnified(part, (bottom - top) * of_output, (right - left) * of_output)
         if result is None:
             result = np.zeros((len(part), rows * of_output, columns * of_output), np.float32)
         place = result[:, top * of_output : bottom * of_output, left * of_output : right * of_output]
         place += part * down[:, None] * across
     assert result is not None
     return result
+
+
+def magnified(image: Float32, height: int, width: int) -> Float32:
+    """The image, if it has the size that the latents' factor promises.
+
+    Raises:
+        RequestError: it has another.
+    """
+    if image.shape[1:] != (height, width):
+        raise RequestError(
+            f"the VAE gives {image.shape[2]}x{image.shape[1]} where {width}x{height} was due; "
+            "the model's factor between pixels and latents is another"
+        )
+    return image
 
 
 def spans(size: int, tiles: Tiling) -> list[tuple[int, int]]:
