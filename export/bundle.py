@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from runtime.bundle import FORMAT_VERSION, MANIFEST, open_bundle
 from runtime.errors import BundleError
 from runtime.plan import NoiseSchedule, Plan, compile_plan
 
-DEFAULT_SAMPLER = "ddim"
-DEFAULT_STEPS = 50
 # At these counts a host finds a plan ready, so that it needs no sampler code.
 PLAN_STEPS = (4, 6, 8, 10, 15, 20, 30, 50)
 
@@ -40,9 +39,9 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def export_graph(
-    spec: GraphSpec, folder: Path, variant: str = "fp32", accepted: float | None = None
+    spec: GraphSpec, folder: Path, accepted: float | None, report: Callable[[str], None]
 ) -> tuple[dict[str, Any], Parity]:
-    """Write one graph and hold it against PyTorch.
+    """Write the fp32 variant of a graph and hold it against PyTorch; tells what it cost.
 
     Returns:
         The graph's entry in the manifest, and the parity in it.
@@ -51,11 +50,19 @@ def export_graph(
         ExportError: the graph cannot be traced, or differs from PyTorch by more than its bound.
         OSError: it cannot be written.
     """
-    traced = trace(spec, folder / f"{spec.role}-{variant}.onnx")
+    begun = time.monotonic()
+    report(f"{spec.role}: tracing …")
+    traced = trace(spec, folder / f"{spec.role}-fp32.onnx")
+    written = time.monotonic()
     parity = measure(spec, traced.path, accepted=accepted)
+    files = [describe_file(path) for path in (traced.path, traced.external_data) if path]
+    report(
+        f"{spec.role} fp32: {sum(file['size'] for file in files) / 1e6:.1f} MB, {parity}; "
+        f"traced in {written - begun:.0f} s, compared in {time.monotonic() - written:.0f} s"
+    )
     entry = {
-        **describe_file(traced.path),
-        "external_data": [describe_file(traced.external_data)] if traced.external_data else [],
+        **files[0],
+        "external_data": files[1:],
         "inputs": traced.inputs,
         "outputs": traced.outputs,
         "providers": ["any"],
@@ -66,18 +73,10 @@ def export_graph(
     return entry, parity
 
 
-def default_steps(schedule: NoiseSchedule) -> int:
-    """The default number of steps: 50, or all of a schedule that has fewer."""
-    return min(DEFAULT_STEPS, schedule.num_train_timesteps)
-
-
-def default_plans(schedule: NoiseSchedule) -> dict[str, Plan]:
-    """The default sampler at each of ``PLAN_STEPS`` that the schedule has room for, and at the default count."""
-    counts = {count for count in PLAN_STEPS if count <= schedule.num_train_timesteps} | {default_steps(schedule)}
-    return {
-        f"{DEFAULT_SAMPLER}-{count}": compile_plan(schedule, DEFAULT_SAMPLER, count, eta=0.0)
-        for count in sorted(counts)
-    }
+def default_plans(schedule: NoiseSchedule, sampler: str, default_steps: int, **options: Any) -> dict[str, Plan]:
+    """A sampler at each of ``PLAN_STEPS`` that the schedule has room for, and at the default count."""
+    counts = {count for count in PLAN_STEPS if count <= schedule.num_train_timesteps} | {default_steps}
+    return {f"{sampler}-{count}": compile_plan(schedule, sampler, count, **options) for count in sorted(counts)}
 
 
 def describe_schedule(schedule: NoiseSchedule, betas: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ repository.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -97,19 +97,40 @@ class Conformance:
         tensors = {key: self.store(key, getattr(plan, key)) for key in PLAN_ARRAYS}
         self.add("plan", plan=name, tensors=tensors, tolerance=PLAN_TOLERANCE)
 
+    def add_tokens(self, prompt: str, ids: Array) -> None:
+        """What a prompt becomes: int64 (max_length,)."""
+        self.add("tokens", prompt=prompt, tensor=self.store("ids", ids))
+
     def add_picture(
-        self, plan: str, class_labels: Sequence[int], guidance_scale: float, seed: int, sample: Array, image: Array
+        self,
+        plan: str,
+        guidance_scale: float,
+        seed: int,
+        sample: Array,
+        image: Array,
+        tolerance: float = PICTURE_TOLERANCE,
+        **request: object,
     ) -> None:
-        """A whole picture from ``philox`` noise: ``sample`` float32 (B, C, H, W), ``image`` uint8 (B, H, W, C)."""
+        """A whole picture from ``philox`` noise.
+
+        Args:
+            plan: its name in the manifest.
+            guidance_scale: of the whole picture.
+            seed: of the first image.
+            sample: the last x, float32 (B, C, H, W) or (B, C, h, w).
+            image: uint8 (B, H, W, C).
+            tolerance: of ``sample``.
+            request: what was asked for: ``class_labels``, or ``prompt``, ``negative_prompt``, ``width`` and ``height``.
+        """
         self.add(
             "picture",
             plan=plan,
             generator="philox",
             seed=str(seed),
             guidance_scale=guidance_scale,
-            class_labels=list(class_labels),
+            **request,
             sample=self.store("sample", sample),
-            tolerance=PICTURE_TOLERANCE,
+            tolerance=tolerance,
             image=self.store("image", image),
         )
 

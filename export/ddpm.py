@@ -12,10 +12,8 @@ import numpy as np
 import torch
 
 from export.bundle import (
-    DEFAULT_SAMPLER,
     check_name,
     default_plans,
-    default_steps,
     describe_schedule,
     digest,
     export_graph,
@@ -35,7 +33,7 @@ from training.ddpm.model import ClassConditionalUNet
 from training.ddpm.sampler import guided, sample_ddim
 
 FAMILY = "class-conditional-ddpm"
-DEFAULT_GUIDANCE = 3.0
+DEFAULT_SAMPLER, DEFAULT_STEPS, DEFAULT_GUIDANCE = "ddim", 50, 3.0
 PICTURE_STEPS = 10
 PICTURE_SEED = 0
 
@@ -90,6 +88,11 @@ def noise_schedule(config: TrainConfig) -> NoiseSchedule:
         timestep_spacing="trailing",
         steps_offset=0,
     )
+
+
+def default_steps(schedule: NoiseSchedule) -> int:
+    """The default number of steps: 50, or all of a schedule that has fewer."""
+    return min(DEFAULT_STEPS, schedule.num_train_timesteps)
 
 
 def describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def add_cases(conformance: Conformance, checkpoint: Checkpoint, plans: dict[str,
     conformance.add_noise((model.in_channels, model.image_size, model.image_size))
     conformance.add_plan(name, plans[name])
     sample, image = reference_picture(checkpoint, plans[name], class_labels, PICTURE_SEED)
-    conformance.add_picture(name, class_labels, DEFAULT_GUIDANCE, PICTURE_SEED, sample, image)
+    conformance.add_picture(name, DEFAULT_GUIDANCE, PICTURE_SEED, sample, image, class_labels=class_labels)
 
 
 def export_ddpm(
@@ -176,13 +179,11 @@ def export_ddpm(
     name = target.resolve().name
     check_name(name)
     checkpoint = open_checkpoint(path, licence)
-    plans = default_plans(noise_schedule(checkpoint.config))
+    schedule = noise_schedule(checkpoint.config)
+    plans = default_plans(schedule, DEFAULT_SAMPLER, default_steps(schedule), eta=0.0)
     with replacing(target) as folder:
         spec = class_conditional_unet(checkpoint.network, checkpoint.config.schedule.num_train_timesteps)
-        report(f"{spec.role}: tracing {path} …")
-        entry, parity = export_graph(spec, folder, accepted=accepted)
-        report(f"{spec.role} fp32: {entry['size'] / 1e6:.1f} MB, {parity}")
-
+        entry, parity = export_graph(spec, folder, accepted, report)
         conformance = Conformance()
         conformance.add_graph(spec, "fp32", parity)
         add_cases(conformance, checkpoint, plans)

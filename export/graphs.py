@@ -7,7 +7,7 @@ names are equal sizes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,29 @@ from torch import Tensor, nn
 from training.ddpm.model import ClassConditionalUNet
 
 Shape = tuple[int | str, ...]
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Sizes = Mapping[str, int]
+"""The dynamic dimensions of one case by name, and the values of those inputs that a case chooses (``chosen``)."""
+Draw = Callable[[tuple[int, ...], torch.Generator, Sizes], Tensor]
 
 
-def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def normal(shape: tuple[int, ...], generator: torch.Generator, sizes: Sizes) -> Tensor:
     """Standard normal numbers, float32."""
     return torch.randn(shape, generator=generator)
 
 
 def uniform(low: float, high: float) -> Draw:
     """Numbers from ``low`` to ``high``, float32, fractions and all."""
-    return lambda shape, generator: low + (high - low) * torch.rand(shape, generator=generator)
+    return lambda shape, generator, sizes: low + (high - low) * torch.rand(shape, generator=generator)
 
 
 def integers(low: int, high: int) -> Draw:
     """Whole numbers from ``low`` to ``high``, both included, int64."""
-    return lambda shape, generator: torch.randint(low, high + 1, shape, generator=generator)
+    return lambda shape, generator, sizes: torch.randint(low, high + 1, shape, generator=generator)
+
+
+def chosen(name: str) -> Draw:
+    """The whole number that the case has under ``name``, int64."""
+    return lambda shape, generator, sizes: torch.full(shape, sizes[name])
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,10 @@ class GraphSpec:
         inputs: the graph's inputs. This one mapping names them, orders them and shapes them; nothing else repeats the
             list. An input that not every model has (a ControlNet's residuals) is an entry that is there or not.
         outputs: names and shapes of what ``forward`` returns, in order.
-        example_sizes: the dynamic dimensions to trace with. Each is at least 2, because a size of 1 would be taken as
+        example_sizes: the case to trace with. Each dimension is at least 2, because a size of 1 would be taken as
             fixed.
-        parity_sizes: the dynamic dimensions of each case that parity is measured at.
+        parity_sizes: the cases that parity is measured at.
+        largest_sizes: dimensions that the module itself bounds, such as the number of positions it has learned.
         tolerance: float32 parity holds where max |difference| <= tolerance * max |reference| + tolerance.
     """
 
@@ -61,16 +69,17 @@ class GraphSpec:
     module: nn.Module
     inputs: Mapping[str, Input]
     outputs: Mapping[str, Shape]
-    example_sizes: Mapping[str, int]
-    parity_sizes: tuple[Mapping[str, int], ...]
+    example_sizes: Sizes
+    parity_sizes: tuple[Sizes, ...]
+    largest_sizes: Sizes = field(default_factory=dict)
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         self.module.eval()
 
-    def draw(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw every input, in order, with the dynamic dimensions given by ``sizes``."""
-        return {name: spec.draw(resolve(spec.shape, sizes), generator) for name, spec in self.inputs.items()}
+    def draw(self, sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw every input of a case, in order."""
+        return {name: spec.draw(resolve(spec.shape, sizes), generator, sizes) for name, spec in self.inputs.items()}
 
     @torch.no_grad()
     def reference(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,7 +89,7 @@ class GraphSpec:
         return dict(zip(self.outputs, tensors, strict=True))
 
 
-def resolve(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def resolve(shape: Shape, sizes: Sizes) -> tuple[int, ...]:
     """A shape in numbers."""
     return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
 

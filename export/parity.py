@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Parity:
     Attributes:
         seed: of the inputs.
         batch_sizes: the batch size of each case.
+        sizes: of each case, all dynamic dimensions and what else it chose, such as ``clip_skip``; empty in bundles that
+            were made when the batch was the only one.
         max_abs_diff: the largest difference.
         max_abs_reference: the largest value that PyTorch gave.
         psnr_db: 20 log10(max_abs_reference / root mean square difference), at most ``PSNR_CEILING``.
@@ -50,6 +52,7 @@ class Parity:
     psnr_db: float
     tolerance: float
     accepted: float | None = None
+    sizes: list[dict[str, int]] = field(default_factory=list)
 
     @property
     def bound(self) -> float:
@@ -72,21 +75,15 @@ def measure(spec: GraphSpec, path: Path, seed: int = SEED, accepted: float | Non
         ExportError: the difference is above the bound, a result has the wrong shape or is not finite, or the file
             does not run.
     """
+    cases = questions(spec, seed)
     run = load_graph(path)
-    generator = torch.Generator().manual_seed(seed)
     differences, references = [], []
-    for sizes in spec.parity_sizes:
-        inputs = spec.draw(sizes, generator)
-        outputs = run({name: tensor.numpy() for name, tensor in inputs.items()})
-        for name, tensor in spec.reference(inputs).items():
-            reference = tensor.numpy()
+    for sizes, (inputs, answers) in zip(spec.parity_sizes, cases, strict=True):
+        outputs = run(inputs)
+        for name, reference in answers.items():
             if outputs[name].shape != reference.shape:
                 raise ExportError(
                     f"{spec.role}: {name} has shape {outputs[name].shape} at {dict(sizes)}, not {reference.shape}"
-                )
-            if not np.isfinite(reference).all():
-                raise ExportError(
-                    f"{spec.role}: {name} is not finite in PyTorch itself; the weights are damaged or training diverged"
                 )
             differences.append((outputs[name] - reference).astype(np.float64).ravel())
             references.append(np.abs(reference).max())
@@ -98,6 +95,28 @@ def measure(spec: GraphSpec, path: Path, seed: int = SEED, accepted: float | Non
             f" ({parity.psnr_db:.0f} dB); to accept that, add --accept-parity {parity.max_abs_diff * 1.1:.1e}"
         )
     return parity
+
+
+def questions(spec: GraphSpec, seed: int) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+    """Inputs and PyTorch's answers to them, by name, for each of ``parity_sizes``.
+
+    All of them before ONNX Runtime loads anything, so that what the two need in between is not needed at once.
+
+    Raises:
+        ExportError: an answer is not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cases = []
+    for sizes in spec.parity_sizes:
+        inputs = spec.draw(sizes, generator)
+        answers = {name: tensor.numpy() for name, tensor in spec.reference(inputs).items()}
+        for name, answer in answers.items():
+            if not np.isfinite(answer).all():
+                raise ExportError(
+                    f"{spec.role}: {name} is not finite in PyTorch itself; the weights are damaged or training diverged"
+                )
+        cases.append(({name: tensor.numpy() for name, tensor in inputs.items()}, answers))
+    return cases
 
 
 def summarise(
@@ -115,6 +134,7 @@ def summarise(
         psnr_db=psnr,
         tolerance=spec.tolerance * max_abs_reference + spec.tolerance,
         accepted=accepted,
+        sizes=[dict(sizes) for sizes in spec.parity_sizes],
     )
 
 

@@ -22,6 +22,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch import nn
 
+from export.attention import FUSABLE
 from export.errors import ExportError
 from export.graphs import GraphSpec, Shape
 from training.checkpoint import one_line
@@ -87,7 +88,7 @@ def trace(spec: GraphSpec, path: Path, external_data_above: int = EXTERNAL_DATA_
 def to_onnx(spec: GraphSpec) -> ir.Model:
     """Trace the module with inputs of its example sizes."""
     example = spec.draw(spec.example_sizes, torch.Generator().manual_seed(0))
-    dimensions = {name: torch.export.Dim(name) for name in spec.example_sizes}
+    dimensions = {name: torch.export.Dim(name, max=spec.largest_sizes.get(name)) for name in spec.example_sizes}
     dynamic_shapes = {
         name: {axis: dimensions[size] for axis, size in enumerate(entry.shape) if isinstance(size, str)}
         for name, entry in spec.inputs.items()
@@ -102,6 +103,7 @@ def to_onnx(spec: GraphSpec) -> ir.Model:
                 opset_version=OPSET,
                 dynamic_shapes=dynamic_shapes,
                 output_names=list(spec.outputs),
+                custom_translation_table=FUSABLE,
                 optimize=False,
                 verbose=False,
             )

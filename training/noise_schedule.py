@@ -19,6 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+"""What a network says of x_t = √ᾱ x_0 + √(1 - ᾱ) ε: ε, v = √ᾱ ε - √(1 - ᾱ) x_0 (Salimans & Ho 2022), or x_0."""
+
 MOST_TIMESTEPS = 1_000_000  # a schedule may be a stranger's, and its tables are as long as it says
 
 
@@ -73,3 +76,17 @@ class NoiseSchedule:
     def alphas_cumprod_prev(self) -> Tensor:
         """ᾱ_{t-1}, float64 of shape (T,); 1 before the first step, where nothing has been added yet."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+
+
+def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """ᾱ of a schedule at whose last step nothing of the signal is left.
+
+    √ᾱ is shifted so that it ends at 0, and stretched so that it begins where it began (Lin et al. 2024, "Common
+    Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1).
+
+    Args:
+        alphas_cumprod: float64 (T,), decreasing, T at least 2.
+    """
+    scales = alphas_cumprod.sqrt()
+    first, last = scales[0], scales[-1]
+    return ((scales - last) * first / (first - last)) ** 2

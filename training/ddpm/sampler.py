@@ -7,15 +7,24 @@ step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from training.ddpm.diffusion import Denoiser, Variance, gather, posterior_variance, predict_original, reverse_mean
-from training.noise_schedule import NoiseSchedule
+from training.ddpm.diffusion import Denoiser, Variance, gather, posterior_variance, reverse_mean
+from training.noise_schedule import NoiseSchedule, PredictionType
 
 Noise = Callable[[], Tensor]
+
+
+class SignalLevels(Protocol):
+    """ᾱ by timestep, float64 (T,)."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor: ...
 
 
 def guided(
@@ -76,37 +85,53 @@ def sample_ddpm(
 @torch.no_grad()
 def sample_ddim(
     predict: Callable[[Tensor, int], Tensor],
-    schedule: NoiseSchedule,
+    schedule: SignalLevels,
     start: Tensor,
     timesteps: Sequence[int],
     noise: Noise | None = None,
     eta: float = 0.0,
+    prediction_type: PredictionType = "epsilon",
+    final_alpha_cumprod: float = 1.0,
 ) -> Iterator[Tensor]:
     """DDIM along a decreasing sequence of timesteps (Song et al. 2021, eqs. 12 and 16).
 
     Args:
-        predict: the guided noise prediction, from (x_t, t).
-        schedule: the variance schedule.
+        predict: the guided prediction, from (x_t, t).
+        schedule: the variance schedule, or what else knows the signal at each timestep.
         start: x at ``timesteps[0]``, (B, C, H, W).
-        timesteps: strictly decreasing indices; after the last comes the clean image.
+        timesteps: strictly decreasing indices.
         noise: called once for each step but the last when ``eta`` is above 0.
         eta: 0 is deterministic, 1 has the variance of DDPM.
+        prediction_type: what ``predict`` returns.
+        final_alpha_cumprod: ᾱ after the last timestep; 1 is the clean image.
 
     Yields:
         The sample after each step.
     """
     sample = start
-    for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
-        index = torch.full((len(sample),), t, device=sample.device)
-        noise_pred = predict(sample, t)
-        original = predict_original(schedule, sample, index, noise_pred)
-        after = schedule.alphas_cumprod[t]
-        before = schedule.alphas_cumprod[following] if following >= 0 else torch.ones((), dtype=torch.float64)
-        sigma = float(eta * ((1 - before) / (1 - after)).sqrt() * (1 - after / before).sqrt())
-        direction = float((1 - before - sigma**2).clamp(min=0).sqrt())
-        sample = float(before.sqrt()) * original + direction * noise_pred
+    levels = [*schedule.alphas_cumprod[list(timesteps)].tolist(), final_alpha_cumprod]
+    for t, after, before in zip(timesteps, levels, levels[1:], strict=False):
+        original, noise_pred = original_and_noise(prediction_type, after, sample, predict(sample, t))
+        sigma = eta * math.sqrt((1 - before) / (1 - after)) * math.sqrt(1 - after / before)
+        direction = math.sqrt(max(0.0, 1 - before - sigma**2))
+        sample = math.sqrt(before) * original + direction * noise_pred
         if sigma > 0:
             if noise is None:
                 raise ValueError(f"eta {eta} draws fresh noise; pass noise=")
             sample = sample + sigma * noise()
         yield sample
+
+
+def original_and_noise(
+    prediction_type: PredictionType, alpha_cumprod: float, sample: Tensor, output: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_0 and ε, of which x_t is made, from x_t and what the network says of it.
+
+    Ho et al. 2020, eq. 4, solved for either; for v it is the rotation of Salimans & Ho 2022, appendix D.
+    """
+    signal_scale, noise_scale = math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
+    if prediction_type == "epsilon":
+        return (sample - noise_scale * output) / signal_scale, output
+    if prediction_type == "v_prediction":
+        return signal_scale * sample - noise_scale * output, signal_scale * output + noise_scale * sample
+    return output, (sample - signal_scale * output) / noise_scale

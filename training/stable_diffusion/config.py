@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from training.noise_schedule import NoiseSchedule
+from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+from training.noise_schedule import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
+
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
@@ -175,6 +176,17 @@ class SchedulerConfig:
             raise ValueError(
                 f"steps_offset is {self.steps_offset}; it must be at least 0 and below num_train_timesteps"
             )
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ by timestep, float64 (num_train_timesteps,)."""
+        alphas_cumprod = self.noise_schedule.alphas_cumprod
+        return rescale_zero_terminal_snr(alphas_cumprod) if self.zero_terminal_snr else alphas_cumprod
+
+    @property
+    def final_alpha_cumprod(self) -> float:
+        """ᾱ after the last step of sampling."""
+        return 1.0 if self.set_alpha_to_one else float(self.alphas_cumprod[0])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def fetch(name: str) -> Path:
             f"{name} is no file or folder here; to fetch a model of that name from the model hub, "
             "install huggingface_hub: pip install 'diffusion-anywhere[hub]'"
         ) from error
-    configs = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
+    configs = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
     folder = Path()
     for pattern, ignored in KINDS:
         weights = [f"{network}/{pattern}" for network in WEIGHTS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,21 +32,19 @@ class Provenance:
         layout: "single-file" or "diffusers-folder".
         files: the files that were read; the last ones are those of a VAE that was given apart.
         use_ema: whether the UNet's weights are the averaged ones of a file that has both.
+        vae_files: those of ``files`` that hold a VAE that was given apart.
     """
 
     source: str
     layout: Layout
     files: tuple[Path, ...]
     use_ema: bool
+    vae_files: tuple[Path, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 in hexadecimal: of the file; of several files, that of their digests in order, one on a line.
-
-        Computed when first asked for, since it reads everything.
-        """
-        digests = [file_sha256(path) for path in self.files]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        """SHA-256 of all files, as ``files_sha256`` takes it; when first asked for, since it reads everything."""
+        return files_sha256(self.files)
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,10 @@ def load_checkpoint(
     if use_ema and path.is_dir():
         raise CheckpointError(f"{path} is a folder, which holds one set of weights; use_ema is for single files")
     contents = read_folder(path) if path.is_dir() else read_single_file(path, config, use_ema)
+    vae_files: tuple[Path, ...] = ()
     if vae is not None:
-        contents = contents.with_vae(read_vae(vae, contents.config))
+        other = read_vae(vae, contents.config)
+        contents, vae_files = contents.with_vae(other), other.files
     config = with_scheduler(contents.config, prediction_type, zero_terminal_snr)
     networks = without_weights(config)
     fill(networks, str(path) if vae is None else f"{path} with {vae}", contents.names, contents.tensors)
@@ -109,7 +110,7 @@ def load_checkpoint(
         text_encoder=networks.text_encoder,
         unet=networks.unet,
         vae=networks.vae,
-        provenance=Provenance(name, contents.layout, contents.files, use_ema),
+        provenance=Provenance(name, contents.layout, contents.files, use_ema, vae_files),
     )
 
 
@@ -145,7 +146,9 @@ def with_scheduler(
     """
     changes: dict[str, Any] = {} if prediction_type is None else {"prediction_type": prediction_type}
     if zero_terminal_snr:
-        changes["zero_terminal_snr"] = True
+        # Only trailing timesteps begin at the last one, which is what such a model was trained for (Lin et al. 2024,
+        # section 3.3).
+        changes |= {"zero_terminal_snr": True, "timestep_spacing": "trailing"}
     try:
         return replace(config, scheduler=replace(config.scheduler, **changes))
     except ValueError as error:
@@ -155,3 +158,9 @@ def with_scheduler(
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 in hexadecimal: of a file; of several files, that of their digests in order, one on a line."""
+    digests = [file_sha256(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
