@@ -16,6 +16,13 @@ def ddpm(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def stable_diffusion(arguments: list[str]) -> int:
+    """train a small Stable Diffusion"""
+    from training.stable_diffusion.pocket.command import main
+
+    return main(arguments)
+
+
 def classifier(arguments: list[str]) -> int:
     """train the classifier that judges samples"""
     from training.classifier.command import main
@@ -30,7 +37,7 @@ def evaluate(arguments: list[str]) -> int:
     return main(arguments)
 
 
-COMMANDS = {"ddpm": ddpm, "classifier": classifier, "evaluate": evaluate}
+COMMANDS = {"ddpm": ddpm, "stable-diffusion": stable_diffusion, "classifier": classifier, "evaluate": evaluate}
 
 
 def main(arguments: list[str] | None = None) -> int:

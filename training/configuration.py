@@ -14,7 +14,7 @@ Configuration = TypeVar("Configuration")
 
 # A JSON number without a fraction may stand for a float; nothing else passes for another type, true and false least of
 # all.
-ACCEPTED: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
+ACCEPTED: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 
 
 def to_json(configuration: Any) -> str:
@@ -41,15 +41,20 @@ def build(kind: type[Configuration], fields: object) -> Configuration:
     hints = typing.get_type_hints(kind)
     if not isinstance(fields, dict) or fields.keys() != hints.keys():
         raise ValueError(f"not a configuration: expected an object with {', '.join(hints)}")
-    arguments = {}
-    for name, hint in hints.items():
-        value = fields[name]
-        if dataclasses.is_dataclass(hint):
-            value = build(typing.cast("type[Any]", hint), value)
-        elif type(value) not in ACCEPTED.get(hint, (str,)):  # a Literal of names is a string; its class checks which
-            raise ValueError(f"not a configuration: {name} is {value!r}")
-        arguments[name] = value
-    return kind(**arguments)
+    return kind(**{name: value_of(hint, name, fields[name]) for name, hint in hints.items()})
+
+
+def value_of(hint: Any, name: str, value: object) -> Any:
+    """A field's value, if it is of the field's type; a list stands for a tuple of any length."""
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value)
+    is_tuple = typing.get_origin(hint) is tuple
+    accepted = (list,) if is_tuple else ACCEPTED.get(hint, (str,))  # a Literal of names is a string
+    if type(value) not in accepted:
+        raise ValueError(f"not a configuration: {name} is {value!r}")
+    if is_tuple:
+        return tuple(value_of(typing.get_args(hint)[0], name, item) for item in typing.cast("list[Any]", value))
+    return value
 
 
 def difference(theirs: Any, mine: Any) -> str:

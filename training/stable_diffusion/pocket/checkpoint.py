@@ -1,0 +1,72 @@
+"""The files of a pocket run.
+
+``vae-state.safetensors`` and ``diffusion-state.safetensors`` are what its two stages resume from,
+``vae.safetensors`` is what the first one hands to the second, and ``model.safetensors`` is the model: a single file in
+the published layout, as all tools read it, whose metadata holds its sizes and the words it knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from training import checkpoint, configuration
+from training.checkpoint import CheckpointError, Kind, one_line
+from training.stable_diffusion.checkpoint.original_names import original_names
+from training.stable_diffusion.config import StableDiffusionConfig
+from training.stable_diffusion.pocket.captions import known_words
+from training.stable_diffusion.pocket.config import TrainConfig
+from training.stable_diffusion.pocket.denoiser import Denoiser
+from training.stable_diffusion.vae import AutoencoderKL
+
+COMMAND = "python -m training stable-diffusion --preset pocket --out {folder}"
+STATE = Kind("diffusion-anywhere/stable-diffusion-state/1", "state of a Stable Diffusion run", COMMAND)
+VAE = Kind("diffusion-anywhere/stable-diffusion-vae/1", "VAE of a Stable Diffusion run", COMMAND)
+CONFIG_KEY, KNOWN_WORDS_KEY = "stable_diffusion_config", "known_words"
+MODEL = Kind("diffusion-anywhere/stable-diffusion/1", "Stable Diffusion checkpoint", COMMAND)
+
+
+STATE_NAME, VAE_NAME, MODEL_NAME = "{stage}-state.safetensors", "vae.safetensors", "model.safetensors"
+
+
+def write_vae(path: Path, vae: AutoencoderKL, metadata: dict[str, str]) -> None:
+    checkpoint.write(path, VAE, dict(vae.state_dict()), metadata)
+
+
+def load_vae(path: Path, config: TrainConfig) -> AutoencoderKL:
+    """Open what the first stage has made.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a run with another configuration.
+    """
+    tensors, metadata = checkpoint.read(path, VAE)
+    try:
+        theirs = TrainConfig.from_json(metadata["config"]).model.vae
+        if theirs != config.model.vae:
+            difference = configuration.difference(theirs, config.model.vae)
+            raise CheckpointError(f"{path} has other sizes ({difference}); choose another --out")
+        with torch.device("meta"):
+            vae = AutoencoderKL(config.model.vae)
+        checkpoint.fill(vae, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold the VAE of a run: {one_line(error)}") from error
+    return vae.eval()
+
+
+def write_model(
+    path: Path, denoiser: Denoiser, vae: AutoencoderKL, config: StableDiffusionConfig, metadata: dict[str, str]
+) -> None:
+    """Write the model in the published single-file layout; to ``metadata`` are added its sizes and its words."""
+    networks = {"text_encoder": denoiser.text_encoder, "unet": denoiser.unet, "vae": vae}
+    state = {f"{name}.{key}": tensor for name, part in networks.items() for key, tensor in part.state_dict().items()}
+    names = original_names(config, state)
+    facts = {CONFIG_KEY: configuration.to_json(config), KNOWN_WORDS_KEY: json.dumps(known_words())}
+    checkpoint.write(path, MODEL, {names[key]: tensor for key, tensor in state.items()}, {**metadata, **facts})
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

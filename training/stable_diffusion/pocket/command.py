@@ -1,0 +1,109 @@
+"""``python -m training stable-diffusion``: train the pocket model, the VAE first, then text encoder and UNet."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from training import atomic, data
+from training.arguments import ArgumentParser
+from training.errors import OutputError, TrainingError
+from training.stable_diffusion.pocket.autoencoder import VAEStage
+from training.stable_diffusion.pocket.checkpoint import MODEL_NAME, STATE_NAME, VAE_NAME
+from training.stable_diffusion.pocket.config import PRESETS, TrainConfig
+from training.stable_diffusion.pocket.diffusion import DiffusionStage
+from training.stable_diffusion.pocket.sources import Sources
+from training.stable_diffusion.pocket.train import Run, Trainer
+
+STAGES = ("vae", "diffusion", "all")
+
+
+def parser() -> ArgumentParser:
+    command = ArgumentParser(
+        prog="python -m training stable-diffusion",
+        description="Train a Stable Diffusion from nothing: its VAE first, then text encoder and UNet together.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
+    command.add_argument("--out", type=Path, help="folder of the run; without it runs/PRESET")
+    command.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    command.add_argument("--stage", choices=STAGES, default="all", help="train only this; diffusion needs the VAE")
+    command.add_argument("--minutes", type=float, default=math.inf, help="stop by itself after this time")
+    command.add_argument(
+        "--data", type=Path, help=f"folder with the data sets; else ${data.DATA_VARIABLE}, else they are fetched"
+    )
+    command.add_argument("--save-minutes", type=float, default=5.0, help="time between two saves")
+    command.add_argument("--sample-minutes", type=float, default=10.0, help="time between two sheets of samples")
+    for stage in ("vae", "diffusion"):
+        option = f"--{stage}-steps"
+        command.add_argument(option, type=int, default=argparse.SUPPRESS, help="instead of the preset's")
+    command.add_argument("--seed", type=int, default=0)
+    return command
+
+
+def train_config(arguments: argparse.Namespace) -> TrainConfig:
+    """The preset, with what the options say instead.
+
+    Raises:
+        TrainingError: an option's value fits nothing.
+    """
+    for name in ("minutes", "save_minutes", "sample_minutes"):
+        if not getattr(arguments, name) >= 0:
+            raise TrainingError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
+    config = PRESETS[arguments.preset]()
+    try:
+        for stage in ("vae", "diffusion"):
+            steps = getattr(arguments, f"{stage}_steps", None)
+            if steps is not None:
+                section = getattr(config, stage)
+                section = dataclasses.replace(section, optimizer=dataclasses.replace(section.optimizer, steps=steps))
+                config = dataclasses.replace(config, **{stage: section})
+        return dataclasses.replace(config, seed=arguments.seed)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def main(argv: list[str]) -> int:
+    started = time.monotonic()
+    arguments = parser().parse_args(argv)
+    config = train_config(arguments)
+    run = Run(
+        folder=arguments.out or Path("runs") / arguments.preset,
+        resume=arguments.resume,
+        deadline=started + 60 * arguments.minutes,
+        save_every=60 * arguments.save_minutes,
+        preview_every=60 * arguments.sample_minutes,
+        progress=sys.stderr.isatty(),
+    )
+    refuse_to_overwrite(run, arguments.stage)
+    sources = Sources.load("train", arguments.data)
+    atomic.make_folder(run.folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae_file, model_file = run.folder / VAE_NAME, run.folder / MODEL_NAME
+    if arguments.stage != "diffusion" and not vae_file.exists():
+        if not Trainer(VAEStage(config, sources, device, run.folder), run).run():
+            return 130
+        print(f"{vae_file}: the VAE has learned; the text encoder and the UNet are next")
+    if arguments.stage != "vae":
+        if not Trainer(DiffusionStage(config, sources, device, run.folder), run).run():
+            return 130
+        print(f"{model_file}: export it with: python -m export sd15 {model_file} --out models_onnx/my-pocket")
+    return 0
+
+
+def refuse_to_overwrite(run: Run, stage: str) -> None:
+    """Say so where there is something of an earlier run that was not to be continued.
+
+    Raises:
+        OutputError: there is.
+    """
+    made = {"vae": VAE_NAME, "diffusion": MODEL_NAME}
+    names = [name for s in made if stage in (s, "all") for name in (STATE_NAME.format(stage=s), made[s])]
+    if not run.resume and any((run.folder / name).exists() for name in names):
+        raise OutputError(f"{run.folder} holds a run already; continue it with --resume, or choose another --out")

@@ -1,0 +1,187 @@
+"""Every number of the pocket model and of its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from training import configuration
+from training.stable_diffusion.config import (
+    SchedulerConfig,
+    StableDiffusionConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    UNetLevel,
+    VAEConfig,
+)
+
+POCKET = StableDiffusionConfig(
+    # Most of this encoder is the table of 49,408 tokens, of which its world needs a hundred: the width is small so that
+    # the whole model is a file of 20 MB in fp16.
+    text_encoder=TextEncoderConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4),
+    unet=UNetConfig(
+        levels=(
+            UNetLevel(48, cross_attention=True),  # 16 x 16 latents, for 64 x 64 pixels
+            UNetLevel(96, cross_attention=True),  # 8 x 8
+            UNetLevel(128, cross_attention=True),  # 4 x 4
+        ),
+        layers_per_block=1,
+        num_attention_heads=4,
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    ),
+    vae=VAEConfig(
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=1.0,  # its latents are brought to unit scale channel by channel at the end of its training
+    ),
+    # Plain backgrounds may be black or white all over, which a schedule that leaves some signal at its last step cannot
+    # draw (Lin et al. 2024); without any signal left the noise says nothing, so the prediction is v.
+    scheduler=SchedulerConfig(
+        prediction_type="v_prediction",
+        zero_terminal_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=0,
+        set_alpha_to_one=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How long and how fast a stage learns.
+
+    The rate rises over ``warmup_steps``, stays, and falls to 0 along the last ``decay_steps``. As long as the fall has
+    not begun, ``steps`` may still be changed: nothing that was learned depends on it.
+
+    Attributes:
+        steps: of the whole stage.
+        batch_size: pictures per step.
+        learning_rate: of Adam, between the warm-up and the fall.
+        warmup_steps: steps over which the rate rises from 0.
+        decay_steps: steps over which it falls to 0 in the end.
+        beta2: decay of Adam's second moment.
+        ema_decay: of the exponential moving average of the weights, which is what is kept in the end.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+    beta2: float = 0.99
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("decay_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"steps is {self.steps}; it must be at least warmup_steps and decay_steps together, "
+                f"{self.warmup_steps + self.decay_steps}"
+            )
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of one step, counted from 0."""
+        rise = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
+        fall = min(1.0, (self.steps - step) / self.decay_steps) if self.decay_steps else 1.0
+        return self.learning_rate * min(rise, fall)
+
+
+@dataclass(frozen=True)
+class VAETraining:
+    """How the VAE learns.
+
+    Attributes:
+        optimizer: how long and how fast.
+        kl_weight: of the mean over latents of the divergence from a standard normal distribution.
+        edge_weight: of the error in the differences between neighbouring pixels, which keeps edges sharp.
+    """
+
+    optimizer: OptimizerConfig
+    kl_weight: float = 3e-4
+    edge_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class DiffusionTraining:
+    """How the text encoder and the UNet learn, together.
+
+    Attributes:
+        optimizer: how long and how fast.
+        caption_dropout: probability of the empty caption instead of the scene's (Ho & Salimans 2022).
+        snr_gamma: bound of the loss's weight, see ``diffusion_loss``.
+        block_size: scenes that are encoded at once.
+        blocks: of them that are in use at a time.
+        block_steps: steps until the oldest block gives way to a new one.
+    """
+
+    optimizer: OptimizerConfig
+    caption_dropout: float = 0.1
+    snr_gamma: float = 5.0
+    block_size: int = 1024
+    blocks: int = 8
+    block_steps: int = 160
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "blocks", "block_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout is {self.caption_dropout}; it must be at least 0 and below 1")
+        if not self.snr_gamma > 0:
+            raise ValueError(f"snr_gamma is {self.snr_gamma}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What fixes a trained model, bit for bit on one machine: the same configuration gives the same weights.
+
+    Attributes:
+        vae: how the VAE learns.
+        diffusion: how the text encoder and the UNet learn.
+        model: sizes of the networks, and the noise schedule.
+        seed: of everything: initial weights, scenes, captions, timesteps and noise.
+    """
+
+    vae: VAETraining
+    diffusion: DiffusionTraining
+    model: StableDiffusionConfig = field(default_factory=lambda: POCKET)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2^64")
+
+    def to_json(self) -> str:
+        """The configuration as it stands in a checkpoint's metadata."""
+        return configuration.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: not JSON, or not the fields of this class.
+        """
+        return configuration.from_json(cls, text)
+
+
+def pocket() -> TrainConfig:
+    """Eight hours on two cores that others use, too."""
+    return TrainConfig(
+        vae=VAETraining(OptimizerConfig(12_000, 16, 1e-3, 200, 4_000)),
+        diffusion=DiffusionTraining(OptimizerConfig(20_000, 32, 1e-3, 500, 6_000, ema_decay=0.9995)),
+    )
+
+
+PRESETS = {"pocket": pocket}

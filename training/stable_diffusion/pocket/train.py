@@ -1,0 +1,194 @@
+"""Training a stage of the pocket model: interruptible, resumable, and repeatable from one seed.
+
+All randomness of step k comes from generators that are seeded with (seed, purpose, k). So no random state has to be
+saved, and a resumed run sees exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from training import checkpoint, configuration
+from training.averaging import ema_update
+from training.checkpoint import load_optimizer_tensors, one_line, optimizer_tensors
+from training.errors import CheckpointError, TrainingError
+from training.interrupt import StopRequest
+from training.report import Reporter
+from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME
+from training.stable_diffusion.pocket.config import DiffusionTraining, OptimizerConfig, TrainConfig, VAETraining
+
+
+class Stage(Protocol):
+    """What one stage of the training learns and from what."""
+
+    name: str
+    config: TrainConfig
+    optimizer: OptimizerConfig
+    device: torch.device
+    inputs: str  # SHA-256 of what it learns from, which must not change within a run
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def sections(self, config: TrainConfig) -> tuple[VAETraining | DiffusionTraining, Any]:
+        """The two parts of a configuration that the stage depends on: its training and its networks."""
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one step, and other numbers worth a curve."""
+
+    def preview(self, average: Any) -> Tensor:
+        """A sheet to look at, uint8 (3, H, W), made with the averaged network."""
+
+    def publish(self, average: Any, metadata: dict[str, str]) -> None:
+        """Write what others are to use, if there is anything yet; called after each save."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a run keeps its files.
+
+    Attributes:
+        folder: gets all files.
+        resume: continue from the stage's state if there is one.
+        deadline: ``time.monotonic()`` at which to stop by itself.
+        save_every: seconds between two saves.
+        preview_every: seconds between two sheets of samples.
+        progress: draw a progress bar.
+    """
+
+    folder: Path
+    resume: bool = False
+    deadline: float = math.inf
+    save_every: float = 300.0
+    preview_every: float = 600.0
+    progress: bool = True
+
+
+class Trainer:
+    """Trains one stage.
+
+    Args:
+        stage: what is to be learned.
+        run: where and how the run keeps its files.
+
+    Raises:
+        CheckpointError: the state to resume from is damaged, or of a run with another configuration or other inputs.
+    """
+
+    def __init__(self, stage: Stage, run: Run) -> None:
+        self.stage, self.run_options = stage, run
+        self.config = stage.optimizer
+        network: Any = stage.network.to(stage.device)
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # in which convolutions are fastest
+        self.names = [name for name, _ in self.network.named_parameters()]
+        betas = (0.9, self.config.beta2)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, betas=betas)
+        self.average = AveragedModel(self.network, multi_avg_fn=ema_update(self.config.ema_decay), use_buffers=True)
+        self.step = 0
+        if run.resume and self.state_file.exists():
+            self.load_state()
+
+    @property
+    def state_file(self) -> Path:
+        return self.run_options.folder / STATE_NAME.format(stage=self.stage.name)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The facts that are kept with the weights."""
+        return {"config": self.stage.config.to_json(), "inputs": self.stage.inputs, "step": str(self.step)}
+
+    def save(self) -> None:
+        """Write the state to resume from, and what others are to use."""
+        network = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        moments = optimizer_tensors(self.optimizer, self.names)
+        checkpoint.write(self.state_file, STATE, network | average | moments, self.metadata)
+        self.stage.publish(self.average.module, self.metadata)
+
+    def load_state(self) -> None:
+        """Continue from the run's own state.
+
+        Raises:
+            CheckpointError: the state is damaged, or of a run with another configuration or other inputs.
+        """
+        tensors, metadata = checkpoint.read(self.state_file, STATE)
+        try:
+            self.step = int(metadata["step"])
+            self.refuse_others(TrainConfig.from_json(metadata["config"]), metadata["inputs"])
+            for prefix, module in (("network.", self.network), ("average.", self.average)):
+                own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                module.load_state_dict(own)
+            load_optimizer_tensors(self.optimizer, self.names, tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.state_file} is not the state of a run: {one_line(error)}") from error
+
+    def refuse_others(self, theirs: TrainConfig, inputs: str) -> None:
+        """Compare what the state was trained with to what is asked for now.
+
+        Raises:
+            CheckpointError: they differ in more than the number of steps, or the rate was already falling to that.
+        """
+        training, model = self.stage.sections(theirs)
+        if self.step <= min(training.optimizer.steps, self.config.steps) - self.config.decay_steps:
+            training = replace(training, optimizer=replace(training.optimizer, steps=self.config.steps))
+        wanted = self.stage.sections(self.stage.config)
+        pairs = zip((training, model), wanted, strict=True)
+        differences = [configuration.difference(there, here) for there, here in pairs]
+        if theirs.seed != self.stage.config.seed:
+            differences.append(f"seed {theirs.seed} there and {self.stage.config.seed} here")
+        if inputs != self.stage.inputs:
+            differences.append("other images or another VAE")
+        if any(differences):
+            raise CheckpointError(
+                f"{self.state_file} belongs to another run ({', '.join(filter(None, differences))}); "
+                f"resume with the same options, or begin anew with another --out"
+            )
+
+    def train_step(self) -> tuple[float, dict[str, float]]:
+        """One step; returns the loss and what else is worth a curve."""
+        rate = self.config.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        loss, values = self.stage.loss(self.step)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
+        if not math.isfinite(norm):  # nor would the weights be, from here on
+            raise TrainingError(f"the gradient is {norm} at step {self.step}, loss {loss.item()}; the run is as saved")
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        return loss.item(), {**values, "gradient_norm": norm, "learning_rate": rate}
+
+    def run(self) -> bool:
+        """Train to the end: True; or until asked to stop, or the time is up: False. The last whole step is saved."""
+        run, total = self.run_options, self.config.steps
+        last_save = last_preview = time.monotonic()
+        folder = run.folder / self.stage.name
+        with StopRequest() as stop, Reporter(folder, self.step, total, True, run.progress) as reporter:
+            while self.step < total:
+                loss, values = self.train_step()
+                reporter.report(loss, **values)
+                now = time.monotonic()
+                if stop.requested or now > run.deadline:
+                    break
+                if now - last_save > run.save_every:
+                    self.save()
+                    last_save = now
+                if now - last_preview > run.preview_every or self.step == total:
+                    reporter.preview(self.stage.preview(self.average.module.eval()))
+                    last_preview = time.monotonic()
+            self.save()
+            if self.step < total:
+                why = "interrupted" if stop.requested else "time is up"
+                reporter.say(f"{self.stage.name}: {why} at step {self.step} of {total}; continue with --resume")
+        return self.step == total
