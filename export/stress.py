@@ -31,15 +31,15 @@ def full(value: float) -> Change:
 
 def signs(size: float) -> Change:
     """Noise of two values."""
-    return lambda drawn: torch.where(drawn < drawn.mean(), -size, size)
+    return lambda drawn: size * (1 - 2 * (drawn < drawn.mean()).float())
 
 
 def stripes(size: float) -> Change:
     """Two values with hard edges between areas four wide."""
 
     def change(drawn: Tensor) -> Tensor:
-        odd = torch.arange(drawn.shape[-1]) // 4 % 2
-        return (size * (2.0 * odd - 1)).expand_as(drawn).contiguous()
+        odd = (torch.arange(drawn.shape[-1]) // 4 % 2).float()
+        return (size * (2 * odd - 1)).expand_as(drawn).contiguous()
 
     return change
 

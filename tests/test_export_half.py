@@ -14,14 +14,20 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from random_weights import SMALLEST, random_state
 
 from export.errors import ExportError
 from export.half import LIMIT, HalfReport, convert, write_half
 from export.parity import load_graph
 from export.rounded import load_rounded
+from export.sd15_graphs import SPECS, modules
+from export.stress import stress_inputs
 from export.survey import load, survey
+from export.trace import trace
+from training.stable_diffusion.checkpoint.networks import Networks, without_weights
 
 Array = npt.NDArray[np.generic]
 SHAPE = (2, 8, 6)
@@ -284,3 +290,45 @@ def test_what_cannot_be_converted_is_one_line(
         convert_with(path, *([] if sample is None else [sample]))
     assert "\n" not in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["graph.onnx"]
+
+
+@pytest.mark.parametrize("role", SPECS)
+@pytest.mark.slow  # the exporter takes seconds, however small the network
+def test_the_networks_of_stable_diffusion(role: str, tmp_path: Path) -> None:
+    networks = Networks(SMALLEST)
+    networks.load_state_dict(random_state(SMALLEST))
+    traced = modules(networks.text_encoder, networks.unet, networks.vae)
+    spec = SPECS[role](traced[role], SMALLEST)
+    path = tmp_path / "graph.onnx"
+    initializers = trace(spec, path).initializers
+    samples = stress_inputs(spec, spec.example_sizes)
+    report = write_half(path, tmp_path / "half.onnx", samples)
+
+    onnx.checker.check_model(onnx.load(report.path), full_check=True)
+    assert {name for name in dtypes(report.path) if name in initializers} == set(initializers)
+    casts = [node for node in onnx.load(report.path).graph.node if node.op_type == "Cast"]
+    assert not {name for cast in casts for name in cast.input} & {name for cast in casts for name in cast.output}
+    assert report.kept == operators(path).count("InstanceNormalization") + (5 if role == "unet" else 0)
+
+    inputs = spec.draw(spec.example_sizes, torch.Generator().manual_seed(1))
+    for sample in ({name: tensor.numpy() for name, tensor in inputs.items()}, *samples):
+        values = in_numpy(report.path, sample)
+        assert not any(np.isposinf(value).any() or np.isnan(value).any() for value in values.values())
+        for name, reference in spec.reference({key: torch.from_numpy(value) for key, value in sample.items()}).items():
+            assert psnr(reference.numpy(), load_rounded(report.path)(sample)[name]) > 50
+            assert psnr(reference.numpy(), values[name]) > 50
+
+
+@pytest.mark.parametrize("role", SPECS)
+def test_stress_inputs_fit_and_reach_the_ends(role: str) -> None:
+    networks = without_weights(SMALLEST)
+    spec = SPECS[role](modules(networks.text_encoder, networks.unet, networks.vae)[role], SMALLEST)
+    samples = stress_inputs(spec, spec.example_sizes)
+    usual = spec.draw(spec.example_sizes, torch.Generator())
+    for sample in samples:
+        assert {name: (array.dtype, array.shape) for name, array in sample.items()} == {
+            name: (tensor.numpy().dtype, tensor.shape) for name, tensor in usual.items()
+        }
+    if role == "unet":
+        assert {0, 999} <= {sample["timestep"][0] for sample in samples}
+        assert max(np.abs(sample["sample"]).max() for sample in samples) > 12  # four times unit scale
