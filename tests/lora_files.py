@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,31 @@ def random(name: str, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
-def layers(model: StableDiffusion, pattern: str = "") -> dict[str, Tensor]:
-    """The weights of all linear layers and convolutions of the text encoder and the UNet, by name."""
+def modules(model: StableDiffusion) -> dict[str, torch.nn.Module]:
+    """All linear layers and convolutions of the text encoder and the UNet, by name."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return {
-        f"{network}.{name}": module.weight
+        f"{network}.{name}": module
         for network in ("text_encoder", "unet")
         for name, module in getattr(model, network).named_modules()
-        if isinstance(module, kinds) and re.search(pattern, f"{network}.{name}")
+        if isinstance(module, kinds)
     }
+
+
+def layers(model: StableDiffusion, pattern: str = "") -> dict[str, Tensor]:
+    """The weights of the layers whose names hold a pattern."""
+    return {name: module.weight for name, module in modules(model).items() if re.search(pattern, name)}
+
+
+@contextmanager
+def restored(model: StableDiffusion) -> Iterator[StableDiffusion]:
+    """A model to merge into, which has its own weights again afterwards: sooner done than a second one opened."""
+    before = layers(model)
+    try:
+        yield model
+    finally:
+        for name, module in modules(model).items():
+            module.weight = before[name]
 
 
 def random_lora(

@@ -3,8 +3,6 @@ they wrote themselves, for several LoRAs at once, and for LoHa and LoKr, which P
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from lora_files import (
@@ -15,6 +13,7 @@ from lora_files import (
     layers,
     random,
     random_lora,
+    restored,
     weights_of,
     write_lora,
 )
@@ -44,7 +43,8 @@ def opened(tmp_path_factory):
 
 @pytest.fixture
 def model(opened):
-    return copy.deepcopy(opened)
+    with restored(opened):
+        yield opened
 
 
 def named(weights):
