@@ -1,6 +1,7 @@
 """``python -m export``: make bundles of trained weights, and check them.
 
     python -m export ddpm CHECKPOINT --out models_onnx/NAME
+    python -m export sd15 CHECKPOINT --out models_onnx/NAME [--precision fp16] [--vae FILE] [--lora FILE:0.8 ...]
     python -m export check BUNDLE
 
 Every error that a caller can mend is one line on standard error and exit status 2, and nothing is written.
@@ -31,22 +32,79 @@ def positive(text: str) -> float:
 positive.__name__ = "positive number"  # argparse puts it into its message
 
 
+def lora(text: str) -> tuple[Path, float]:
+    """A file and how strongly it is merged: ``FILE:0.8``, or ``FILE``, which is ``FILE:1``.
+
+    Raises:
+        argparse.ArgumentTypeError: what follows the colon is no number.
+    """
+    path, colon, scale = text.rpartition(":")
+    # A colon may also be part of a name, or stand after a drive's letter: C:\\style.safetensors.
+    if not colon or "/" in scale or "\\" in scale or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not path or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a file nor FILE:SCALE with a number, such as style.safetensors:0.8"
+        )
+    return Path(path), value
+
+
 def parser() -> ArgumentParser:
     main = ArgumentParser(prog="python -m export", description="Make ONNX bundles of trained weights, and check them.")
     commands = main.add_subparsers(dest="command", required=True)
     ddpm = commands.add_parser("ddpm", help="export a checkpoint of: python -m training ddpm")
     ddpm.add_argument("checkpoint", type=Path, help="model.safetensors of a training run")
-    ddpm.add_argument("--out", type=Path, required=True, help="the bundle's folder; its name becomes the bundle's name")
-    ddpm.add_argument("--licence", default="Apache-2.0", help="of the weights (default: %(default)s)")
-    ddpm.add_argument(
+    add_common(ddpm, licence="Apache-2.0")
+    add_sd15(commands.add_parser("sd15", help="export a Stable Diffusion 1.x checkpoint, such as people share"))
+    check = commands.add_parser("check", help="repeat a bundle's parity with PyTorch; needs no checkpoint")
+    check.add_argument("bundle", type=Path)
+    return main
+
+
+def add_common(command: argparse.ArgumentParser, licence: str) -> None:
+    """The options of every export."""
+    command.add_argument("--out", type=Path, required=True, help="the bundle's folder; its name becomes the bundle's")
+    command.add_argument("--licence", default=licence, help="of the weights (default: %(default)s)")
+    command.add_argument(
         "--accept-parity",
         type=positive,
         metavar="X",
         help="accept differences from PyTorch up to X, and say so in the manifest",
     )
-    check = commands.add_parser("check", help="repeat a bundle's parity with PyTorch; needs no checkpoint")
-    check.add_argument("bundle", type=Path)
-    return main
+
+
+def add_sd15(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint",
+        help="a file (.safetensors, .ckpt), a folder in diffusers' layout, or OWNER/NAME on the model hub",
+    )
+    add_common(command, licence="unknown")
+    command.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32", help="fp16 is half the size, for GPUs"
+    )
+    command.add_argument("--vae", type=Path, metavar="FILE", help="a file or folder whose VAE replaces the own one")
+    command.add_argument(
+        "--lora",
+        type=lora,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE:SCALE",
+        help="LoRA files to merge, each with its strength (default: 1)",
+    )
+    command.add_argument("--use-ema", action="store_true", help="take the averaged weights of a file that has both")
+    command.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction", "sample"),
+        help="what the UNet predicts; a single file cannot tell and is taken for epsilon",
+    )
+    command.add_argument(
+        "--zero-terminal-snr", action="store_true", help="trained with no signal left at the last timestep"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,10 +113,30 @@ def run(arguments: argparse.Namespace) -> None:
         from export.ddpm import export_ddpm
 
         export_ddpm(arguments.checkpoint, arguments.out, arguments.licence, arguments.accept_parity)
+    elif arguments.command == "sd15":
+        run_sd15(arguments)
     else:
         from export.check import check_bundle
 
         check_bundle(arguments.bundle)
+
+
+def run_sd15(arguments: argparse.Namespace) -> None:
+    from export.sd15 import export_sd15
+    from training.stable_diffusion.lora import LoraFile
+
+    export_sd15(
+        arguments.checkpoint,
+        arguments.out,
+        precision=arguments.precision,
+        vae=arguments.vae,
+        loras=[LoraFile(path, scale) for path, scale in arguments.lora],
+        use_ema=arguments.use_ema,
+        prediction_type=arguments.prediction_type,
+        zero_terminal_snr=arguments.zero_terminal_snr,
+        licence=arguments.licence,
+        accepted=arguments.accept_parity,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript.onnx_opset import opset20 as op
+from onnxscript.onnx_opset import opset20
+
+op: Any = opset20  # whose annotations do not know that tracing passes symbols where tensors will be
 
 
 def attention(

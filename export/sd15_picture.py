@@ -96,7 +96,9 @@ def draw(model: StableDiffusion, tokenizer: TextTokenizer, timesteps: list[int],
     return Picture(sample.numpy(), image.permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def text_guided(model: StableDiffusion, tokenizer: TextTokenizer, guidance_scale: float) -> Callable[[Tensor, int], Tensor]:
+def text_guided(
+    model: StableDiffusion, tokenizer: TextTokenizer, guidance_scale: float
+) -> Callable[[Tensor, int], Tensor]:
     """The prediction away from ``NEGATIVE_PROMPT`` and towards ``PROMPT`` (Ho & Salimans 2022, eq. 6, s = w + 1)."""
     text = model.config.text_encoder
     ids = [tokenizer.encode(prompt, text.max_position_embeddings) for prompt in (NEGATIVE_PROMPT, PROMPT)]

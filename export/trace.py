@@ -25,6 +25,8 @@ from torch import nn
 from export.attention import FUSABLE
 from export.errors import ExportError
 from export.graphs import GraphSpec, Shape
+from export.reshapes import simplify_reshapes
+from export.transposes import transpose_weights
 from training.checkpoint import one_line
 
 # The oldest that has Gelu as one operator; an older one runs on more engines, and nothing of the newer ones is needed.
@@ -139,6 +141,8 @@ def fold_constants(model: ir.Model, weights: set[str]) -> None:
         return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
     common.ShapeInferencePass()(model)
+    simplify_reshapes(model)
+    transpose_weights(model, weights)
     optimizer.fold_constants_ir(model, should_fold=may_fold)
     for tidy in (
         common.IdentityEliminationPass(),

@@ -27,7 +27,7 @@ class Transformer2DModel(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        hidden = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, N, C)
+        hidden = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         for block in self.transformer_blocks:
             hidden = block(hidden, encoder_hidden_states)
         out: Tensor = self.proj_out(hidden.transpose(1, 2).reshape(x.shape))  # (B, C, h, w)
