@@ -33,8 +33,6 @@ from export.survey import Array, Survey, load, name_of, survey
 from export.trace import EXTERNAL_DATA_ABOVE, remove_traces
 
 LIMIT = 16_000.0
-PSNR_FLOOR = 40.0
-"""In dB: an fp16 graph that is further from PyTorch than this is broken. Rounding alone costs it 50 to 70 dB."""
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 GROUP_NORMS = ("GroupNormalization", "InstanceNormalization")  # the exporter writes the one by means of the other

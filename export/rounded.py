@@ -9,12 +9,22 @@ overflows here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
+from export.errors import ExportError
+from export.graphs import GraphSpec
 from export.half import FLOAT, HALF, cast_node
+from export.parity import SEED, Parity, questions, summarise
 from export.survey import Array, load, name_of, open_graph
+
+PSNR_FLOOR = 40.0
+"""In dB: an fp16 graph that is further from PyTorch than this is broken. Rounding alone leaves 55 to 80 dB."""
+HALF_TOLERANCE = 0.05
+"""Of the largest value: five standard deviations of an error of 40 dB."""
 
 
 def load_rounded(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
@@ -54,3 +64,29 @@ def widen(graph: ir.Graph, value: ir.Value, producer: ir.Node | None) -> None:
         graph.insert_before(graph[0], nodes)
     for node, index in users:
         node.replace_input_with(index, nodes[-1].outputs[0])
+
+
+def measure_half(spec: GraphSpec, path: Path, seed: int = SEED) -> Parity:
+    """Hold an fp16 file against PyTorch, with everything rounded as a GPU rounds it.
+
+    It is measured at the last of the spec's ``parity_sizes`` alone: that the graph is right at all of them was shown in
+    float32, and rounding does not depend on sizes.
+
+    Returns:
+        The parity, for the manifest; its tolerance is ``HALF_TOLERANCE`` of the largest value, and as much again.
+
+    Raises:
+        ExportError: the graph is not within that, or below ``PSNR_FLOOR``, or it does not run.
+    """
+    spec = replace(spec, parity_sizes=spec.parity_sizes[-1:], tolerance=HALF_TOLERANCE)
+    [(inputs, answers)] = questions(spec, seed)
+    outputs = load_rounded(path)(inputs)
+    differences = [(outputs[name] - answer).astype(np.float64).ravel() for name, answer in answers.items()]
+    largest = max(float(np.abs(answer).max()) for answer in answers.values())
+    parity = summarise(spec, seed, np.concatenate(differences), largest, accepted=None)
+    if not (parity.max_abs_diff <= parity.tolerance and parity.psnr_db >= PSNR_FLOOR):  # so that a NaN fails
+        raise ExportError(
+            f"{spec.role} differs in fp16 from PyTorch by {parity.max_abs_diff:.3e} where {parity.tolerance:.3e} is"
+            f" allowed ({parity.psnr_db:.0f} dB, of at least {PSNR_FLOOR:.0f}); export it with --precision fp32"
+        )
+    return parity

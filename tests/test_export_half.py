@@ -18,11 +18,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from random_weights import SMALLEST, random_state
+from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.graphs import GraphSpec, Input, normal
 from export.half import LIMIT, HalfReport, convert, write_half
 from export.parity import load_graph
-from export.rounded import load_rounded
+from export.rounded import load_rounded, measure_half
 from export.sd15_graphs import SPECS, modules
 from export.stress import stress_inputs
 from export.survey import load, survey
@@ -88,6 +90,9 @@ def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
+OVERFLOWING = {"up": 50_000 * noise((6, 6), seed=1).clip(-0.3, 0.3), "down": noise((6, 3), seed=2) / 100_000}
+
+
 @pytest.fixture
 def overflowing(tmp_path: Path) -> Path:
     """Small numbers in, small numbers out, and up to 400,000 in the middle, through two nodes."""
@@ -99,8 +104,7 @@ def overflowing(tmp_path: Path) -> Path:
         NODE("Tanh", ["b"], ["c"]),
         NODE("Mul", ["c", "c"], ["y"]),
     ]
-    weights = {"up": 50_000 * noise((6, 6), seed=1).clip(-0.3, 0.3), "down": noise((6, 3), seed=2) / 100_000}
-    return write(tmp_path / "graph.onnx", nodes, weights)
+    return write(tmp_path / "graph.onnx", nodes, OVERFLOWING)
 
 
 def test_a_network_built_to_overflow_is_caught(overflowing: Path) -> None:
@@ -119,6 +123,32 @@ def test_a_network_built_to_overflow_is_caught(overflowing: Path) -> None:
 
     for result in (load_rounded(report.path)(sample)["y"], in_numpy(report.path, sample)["y"]):
         assert psnr(reference, result) > 60
+
+
+class Overflowing(nn.Module):
+    """The same in PyTorch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, down = (torch.from_numpy(weight) for weight in OVERFLOWING.values())
+        return torch.tanh(torch.relu(x @ up) @ down) ** 2
+
+
+def test_parity_is_that_of_rounded_values(overflowing: Path) -> None:
+    spec = GraphSpec(
+        role="unet",
+        module=Overflowing(),
+        inputs={"x": Input(("batch", 8, 6), normal)},
+        outputs={"y": ("batch", 8, 3)},
+        example_sizes={"batch": 2},
+        parity_sizes=({"batch": 3}, {"batch": 5}),
+    )
+    report = convert_with(overflowing, 4 * noise())
+    parity = measure_half(spec, report.path)
+    assert parity.batch_sizes == [5]
+    assert 60 < parity.psnr_db < 80
+    assert parity.max_abs_diff < 0.01 < parity.tolerance < 0.11
+    with pytest.raises(ExportError, match=r"^unet differs in fp16 from PyTorch by .* export it with --precision fp32$"):
+        measure_half(spec, naive(overflowing))
 
 
 def test_nothing_is_kept_without_a_reason(tmp_path: Path) -> None:
@@ -317,6 +347,7 @@ def test_the_networks_of_stable_diffusion(role: str, tmp_path: Path) -> None:
         for name, reference in spec.reference({key: torch.from_numpy(value) for key, value in sample.items()}).items():
             assert psnr(reference.numpy(), load_rounded(report.path)(sample)[name]) > 50
             assert psnr(reference.numpy(), values[name]) > 50
+    assert 55 < measure_half(spec, report.path).psnr_db < 90
 
 
 @pytest.mark.parametrize("role", SPECS)
