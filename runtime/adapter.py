@@ -32,18 +32,16 @@ class ForeignGraph(GraphVariant):
 
     Attributes:
         native_inputs: the file's own; each has the name of one of the contract's.
-        native_outputs: the file's own; the first is the contract's, whatever its name.
+        native_output: which of the file's is the contract's one output.
     """
 
     native_inputs: Tensors
-    native_outputs: Tensors
+    native_output: str
 
 
-def native_signature(graph: GraphVariant) -> tuple[Tensors, Tensors]:
-    """Inputs and outputs that the file itself must have."""
-    if isinstance(graph, ForeignGraph):
-        return graph.native_inputs, graph.native_outputs
-    return graph.inputs, graph.outputs
+def native_outputs(graph: GraphVariant) -> list[str]:
+    """Which of the file's outputs are asked for."""
+    return [graph.native_output if isinstance(graph, ForeignGraph) else spec.name for spec in graph.outputs]
 
 
 def adapted_inputs(graph: GraphVariant, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -85,7 +83,7 @@ def adapted_outputs(graph: GraphVariant, outputs: dict[str, Array]) -> dict[str,
     if not isinstance(graph, ForeignGraph):
         return outputs
     (wanted,) = graph.outputs
-    value = np.asarray(outputs[graph.native_outputs[0].name], wanted.dtype)
+    value = np.asarray(outputs[graph.native_output], wanted.dtype)
     if wanted.name == "latent_parameters" and value.shape[1] * 2 == wanted.shape[1]:
         # diffusers draws inside the graph: what comes out is a sample, which has no variance left.
         value = np.concatenate([value, np.full_like(value, NO_VARIANCE)], axis=1)

@@ -7,8 +7,10 @@ hold a tensor. Nothing is copied, and nesting and the number of fields are bound
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.errors import BundleError
 
@@ -51,6 +53,17 @@ class ExternalData:
     location: str
     offset: int
     length: int | None
+
+
+def mapped(path: Path) -> memoryview:
+    """A file's bytes without reading it; it is unmapped when nobody looks at them any more.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is empty.
+    """
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def check_external_data(model: Buffer, where: str, sizes: Mapping[str, int]) -> None:

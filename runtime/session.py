@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import mmap
 import os
 import warnings
 from collections import Counter
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.adapter import adapted_inputs, adapted_outputs, native_signature
+from runtime.adapter import ForeignGraph, adapted_inputs, adapted_outputs, native_outputs
 from runtime.bundle import Bundle, GraphVariant, TensorSpec
 from runtime.engine import PROVIDERS, import_engine
 from runtime.errors import BundleError, EngineError, RequestError
-from runtime.external_data import check_external_data
+from runtime.external_data import check_external_data, mapped
 from runtime.verified import check_sha256
 
 Array = npt.NDArray[Any]
@@ -51,7 +50,6 @@ INSTALL_CUDA = "pip install 'diffusion-anywhere[cuda]'"
 CUDA_CURE = "run: pip install 'onnxruntime-gpu[cuda,cudnn]', or choose the wheel that fits the CUDA you have"
 # ONNX Runtime's log severities.
 WARNINGS = 2
-ERRORS_ONLY = 3
 NOTHING = 4
 
 
@@ -82,12 +80,12 @@ class Session:
         self._session = open_session(self._engine, checked_model(bundle, graph), provider, threads, self.path)
         self.provider = provider
         self.placement = placement(self._session)
-        native_inputs, native_outputs = native_signature(graph)
-        check_signature(self.path, "inputs", self._session.get_inputs(), native_inputs)
-        check_signature(self.path, "outputs", self._session.get_outputs(), native_outputs)
+        if not isinstance(graph, ForeignGraph):  # what others' graphs take was read from the files themselves
+            check_signature(self.path, "inputs", self._session.get_inputs(), graph.inputs)
+            check_signature(self.path, "outputs", self._session.get_outputs(), graph.outputs)
         self.graph = graph
         self.inputs = {spec.name: spec for spec in graph.inputs}
-        self._outputs = [spec.name for spec in native_outputs]
+        self._outputs = native_outputs(graph)
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         """Evaluate the graph.
@@ -193,12 +191,7 @@ def checked_model(bundle: Bundle, graph: GraphVariant) -> bytes | Path:
         return model
     if graph.file.sha256 is not None:
         check_sha256(path, graph.file.sha256)
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            check_external_data(view, str(path), allowed)
-        finally:
-            view.release()
+    check_external_data(mapped(path), str(path), allowed)
     return path
 
 
@@ -207,7 +200,7 @@ def open_session(engine: Any, model: bytes | Path, provider: str, threads: int |
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}; it must be at least 1")
     options = engine.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = NOTHING  # what goes wrong is raised, and said once
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never another one by its first bytes
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))

@@ -125,7 +125,7 @@ def foreign_graph(folder: Path, role: str, part: Part, inputs: Tensors, outputs:
         raise BundleError(
             f"{folder / part.file.name} takes {', '.join(names)}; a {role} must take {', '.join(required)}"
         )
-    by_name = {spec.name: spec for spec in native.outputs}
+    given = [spec.name for spec in native.outputs]
     return ForeignGraph(
         file=part.file,
         external_data=part.external_data,
@@ -136,7 +136,7 @@ def foreign_graph(folder: Path, role: str, part: Part, inputs: Tensors, outputs:
         parity={},
         initializers={},
         native_inputs=tuple(native.inputs),
-        native_outputs=(by_name.get(outputs[0].name, native.outputs[0]),),
+        native_output=outputs[0].name if outputs[0].name in given else given[0],
     )
 
 

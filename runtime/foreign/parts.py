@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from runtime.bundle import File, checked_path
 from runtime.errors import BundleError
-from runtime.external_data import find_external_data
+from runtime.external_data import find_external_data, mapped
 from runtime.foreign.signature import GraphSignature, read_signature
 
 T = TypeVar("T")
@@ -86,13 +85,9 @@ def read_part(folder: Path, role: str) -> Part:
     path = folder / file.name
     if not file.size:
         raise BundleError(f"{path} is empty")
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            signature = read_signature(view, str(path))
-            locations = sorted({found.location for found in find_external_data(view, str(path))})
-        finally:
-            view.release()
+    model = mapped(path)
+    signature = read_signature(model, str(path))
+    locations = sorted({found.location for found in find_external_data(model, str(path))})
     for location in locations:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", location):
             raise BundleError(f"{path}: weights lie in {location!r}; it must be a plain name inside {path.parent}")
