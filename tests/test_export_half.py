@@ -6,7 +6,10 @@ small and once at full size, come out finite and close to PyTorch where everythi
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +290,30 @@ def test_the_survey_sees_every_value(overflowing: Path) -> None:
     magnitudes = survey(overflowing, samples).magnitudes
     assert set(magnitudes) == {"x", "up", "a", "large", "turned", "down", "b", "c", "y"}
     assert magnitudes == pytest.approx({name: expected[name] for name in magnitudes}, rel=1e-5)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from export.survey import survey
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before = peak()
+survey(Path(sys.argv[1]), [{"x": np.ones((8, 1000, 1000), np.float32)}])
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow  # a process of its own
+def test_the_survey_keeps_no_values(tmp_path: Path) -> None:
+    names = ["x", *(f"v{index}" for index in range(30)), "y"]
+    nodes = [NODE("Neg", [before], [after]) for before, after in pairwise(names)]
+    path = write(tmp_path / "graph.onnx", nodes)  # 31 values of 32 MB
+    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200e6
 
 
 def test_the_same_bytes_every_time_inside_or_beside(overflowing: Path, tmp_path: Path) -> None:
