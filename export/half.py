@@ -1,4 +1,4 @@
-"""An fp16 graph from a float32 one: half the size, and on GPUs two to four times the speed.
+"""An fp16 graph from a float32 one: half the size, for engines that compute in fp16.
 
 Weights and arithmetic are float16; inputs and outputs stay float32. What fp16 cannot do stays float32 too:
 
@@ -15,8 +15,8 @@ Weights and arithmetic are float16; inputs and outputs stay float32. What fp16 c
 Softmax becomes fp16: the largest score is subtracted first, so that nothing can overflow, and engines sum in float32.
 
 ONNX Runtime's own converter (``onnxruntime.transformers.float16``) was tried first. It casts what passes between two
-nodes that are kept in float32 to float16 and back, so that the value for whose sake they were kept overflows between
-them; it clips weights beyond the range silently; and it needs the whole model in memory.
+nodes that are kept in float32 to float16 and back, so that the very value for whose sake they were kept overflows on
+its way; it clips weights beyond the range without a word; and it holds a whole model in memory, more than once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from export.survey import Array, Survey, load, name_of, survey
 from export.trace import EXTERNAL_DATA_ABOVE, remove_traces
 
 LIMIT = 16_000.0
-
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 GROUP_NORMS = ("GroupNormalization", "InstanceNormalization")  # the exporter writes the one by means of the other
 LOWEST = np.float32(np.finfo(np.float16).min)
@@ -188,7 +187,7 @@ def may_be_half(node: ir.Node, index: int, outputs: bool = False) -> bool:
 
 
 def halve(weight: ir.Value) -> int:
-    """Make an initialiser float16, anew whenever it is read, so that no graph is ever held in memory.
+    """Make an initialiser float16, anew whenever it is read, so that a large graph is never held in memory.
 
     Returns:
         How many of its numbers became 0.

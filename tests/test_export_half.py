@@ -9,9 +9,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import full_size
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -32,7 +34,9 @@ from export.sd15_graphs import SPECS, modules
 from export.stress import stress_inputs
 from export.survey import load, survey
 from export.trace import trace
+from training.stable_diffusion.checkpoint import load_checkpoint
 from training.stable_diffusion.checkpoint.networks import Networks, without_weights
+from training.stable_diffusion.config import SD15
 
 Array = npt.NDArray[np.generic]
 SHAPE = (2, 8, 6)
@@ -390,3 +394,34 @@ def test_stress_inputs_fit_and_reach_the_ends(role: str) -> None:
     if role == "unet":
         assert {0, 999} <= {sample["timestep"][0] for sample in samples}
         assert max(np.abs(sample["sample"]).max() for sample in samples) > 12  # four times unit scale
+
+
+CONVERT = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from export.half import write_half
+
+path = Path(sys.argv[1])
+samples = [dict(np.load(file)) for file in sorted(path.parent.glob("*.npz"))]
+report = write_half(path, path.with_name("half.onnx"), samples)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, report.kept, report.vanished)
+"""
+
+
+@pytest.mark.full
+def test_the_unet_at_full_size(tmp_path: Path) -> None:
+    unet = load_checkpoint(full_size.single_file()).unet
+    spec = replace(SPECS["unet"](unet, SD15), parity_sizes=({"batch": 1, "h": 32, "w": 32, "length": 77},))
+    path = tmp_path / "graph.onnx"
+    trace(spec, path)
+    for index, sample in enumerate(stress_inputs(spec, {"batch": 1, "h": 64, "w": 64, "length": 77})[:2]):
+        np.savez(tmp_path / f"{index}.npz", **sample)
+    done = subprocess.run([sys.executable, "-c", CONVERT, path], capture_output=True, text=True, check=True)
+    peak, kept, vanished = map(int, done.stdout.split())
+    assert peak < 14e9
+    assert kept == 61 + 5  # group normalisations, and timestep to angles
+    assert vanished < 1e-5 * sum(tensor.numel() for tensor in unet.state_dict().values())
+    single, half = ((tmp_path / f"{name}.onnx.data").stat().st_size for name in ("graph", "half"))
+    assert half == pytest.approx(single / 2, rel=1e-5)
+    assert 55 < measure_half(spec, tmp_path / "half.onnx").psnr_db < 90
