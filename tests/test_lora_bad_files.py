@@ -202,10 +202,10 @@ OTHERS = {
     f"{STEM}.oft_diag": "holds OFT",
     f"{STEM}.on_input": "holds (IA)^3",
     f"{STEM}.a1.weight": "holds GLoRA",
-    "lora_unet_conv_norm_out.w_norm": "holds changes of norms or biases",
-    f"{STEM}.diff": "holds changes of norms or biases",
-    f"{STEM}.diff_b": "holds changes of norms or biases",
-    f"{LAYER}.lora_B.bias": "holds changes of norms or biases",
+    "lora_unet_conv_norm_out.w_norm": "holds changes of whole weights, norms or biases",
+    f"{STEM}.diff": "holds changes of whole weights, norms or biases",
+    f"{STEM}.diff_b": "holds changes of whole weights, norms or biases",
+    f"{LAYER}.lora_B.bias": "holds changes of whole weights, norms or biases",
 }
 
 

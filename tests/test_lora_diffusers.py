@@ -117,16 +117,22 @@ def test_a_file_of_the_unet_alone_that_diffusers_has_saved(trained, model, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("network", ["unet", "text_encoder"])
-def test_a_folder_that_peft_has_saved(model, tmp_path, network, use_rslora):
+@pytest.mark.parametrize(
+    ("network", "use_rslora", "safe", "name"),
+    [
+        ("unet", True, True, "adapter_model.safetensors"),
+        ("text_encoder", False, True, "adapter_model.safetensors"),
+        ("text_encoder", False, False, "adapter_model.bin"),
+    ],
+)
+def test_a_folder_that_peft_has_saved(model, tmp_path, network, use_rslora, safe, name):
     pipeline = diffusers_pipeline()
     targets = {"unet": ["to_v", "conv1", "proj_in"], "text_encoder": ["out_proj", "fc2"]}[network]
     torch.manual_seed(0)
     config = LoraConfig(r=3, lora_alpha=7, target_modules=targets, use_rslora=use_rslora, init_lora_weights=False)
     adapted = get_peft_model(getattr(pipeline, network), config)
-    adapted.save_pretrained(tmp_path)
-    apply_loras(model, [LoraFile(tmp_path / "adapter_model.safetensors")])
+    adapted.save_pretrained(tmp_path, safe_serialization=safe)
+    apply_loras(model, [LoraFile(tmp_path / name)])
     setattr(pipeline, network, adapted.merge_and_unload())
     assert_equal_weights(weights_of(pipeline), named(layers(model)))
 

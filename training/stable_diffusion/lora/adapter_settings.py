@@ -18,7 +18,7 @@ from training.errors import CheckpointError
 from training.stable_diffusion.checkpoint.settings import Settings
 
 METADATA_KEY = "lora_adapter_metadata"
-PEFT_FILE = "adapter_model.safetensors"
+PEFT_STEM = "adapter_model"
 PEFT_CONFIG = "adapter_config.json"
 NETWORKS = ("text_encoder", "unet")
 IMPLEMENTED: dict[str, Any] = {"bias": "none", "fan_in_fan_out": False, "peft_type": "LORA", "use_dora": False}
@@ -53,7 +53,7 @@ def read_adapter_settings(path: Path) -> dict[str, AdapterSettings]:
         CheckpointError: it is damaged, or asks for what is not implemented.
     """
     config = path.with_name(PEFT_CONFIG)
-    if path.name == PEFT_FILE and config.is_file():
+    if path.stem == PEFT_STEM and config.is_file():
         settings = adapter_settings(Settings.read(config))
         return dict.fromkeys(NETWORKS, settings)
     values = metadata(path)

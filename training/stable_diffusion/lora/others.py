@@ -19,15 +19,18 @@ OTHERS = (
     (r"\.motion_modules\.", "is a LoRA for AnimateDiff's motion modules"),
     (r"^lora_controlnet$", "is a Control-LoRA"),
     (r"^(model\.diffusion_model|cond_stage_model|first_stage_model)\.", "is a checkpoint and no LoRA"),
-    (r"^emb_params$|^string_to_param$|^<[^>]*>$", "is an embedding (textual inversion) and no LoRA"),
+    (r"^emb_params$|^<[^>]*>$", "is an embedding (textual inversion) and no LoRA"),
 )
-# Changes that are not of the form W + scale · difference, or change what is no weight of a linear or convolution.
+# What adds no difference of factors to a weight, or changes more than the weights of linear layers and convolutions.
 UNSUPPORTED = (
     (r"\.(dora_scale|lora_magnitude_vector(\.\w+)*)$", "DoRA"),
     (r"\.(oft_\w+|boft_\w+|oft_R(\.\w+)*|rescale)$", "OFT"),
     (r"\.(on_input|ia3_l(\.\w+)*)$", "(IA)^3"),
     (r"\.[ab][12]\.weight$", "GLoRA"),
-    (r"\.([wb]_norm|diff|diff_b|set_weight|lora_(B|up|down)(\.default)?\.bias)$", "changes of norms or biases"),
+    (
+        r"\.([wb]_norm|diff|diff_b|set_weight|lora_(B|up|down)(\.default)?\.bias)$",
+        "changes of whole weights, norms or biases",
+    ),
 )
 
 # The factors whose second size is the width of the text embeddings.
