@@ -81,7 +81,7 @@ def export(
         torch.onnx.export(
             module,
             (examples,),
-            first,
+            str(first),  # a Path would do, but not for graphs that need external data
             input_names=list(examples),
             output_names=[output],
             dynamic_axes=axes,

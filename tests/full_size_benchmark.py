@@ -20,6 +20,10 @@ import full_size
 import full_size_bundle
 
 import peers.plain_export
+from runtime.engine import processor_features
+
+# What PyTorch needs to compute in bfloat16 rather than to emulate it.
+BFLOAT16 = {"avx512f", "bf16"}
 
 
 def made(what: str, make: Callable[[], Path]) -> Path:
@@ -49,6 +53,9 @@ def main() -> int:
         "diffusers fp32": ["peers.diffusers_torch", str(checkpoint)],
         "diffusers bf16": ["peers.diffusers_torch", str(checkpoint), "--dtype", "bf16"],
     }
+    if not BFLOAT16 & set(processor_features()):
+        del programs["diffusers bf16"]
+        print("diffusers bf16 is left out: this processor has no bfloat16, and PyTorch takes many minutes a step")
     command = [sys.executable, "-m", "runtime", "benchmark", str(bundle)]
     for name, words in programs.items():
         command += ["--peer", f"{name}={shlex.join([sys.executable, '-m', *words])}"]

@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
+import checkpoint_files
 import numpy as np
 import pytest
+import random_weights
+import text_samples
 import tiny_bundle
+import tiny_text_bundle
 
 from runtime.__main__ import main
 from runtime.benchmark.networks import Work, measure, summary
@@ -41,6 +47,12 @@ for number, line in enumerate(sys.stdin):
 def find_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs are started as modules, from wherever the test is."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def text_model(tmp_path: Path) -> str:
+    """A tiny text bundle: latents of 4 channels, half as high and wide as the image."""
+    return str(tiny_text_bundle.write(tmp_path / "models"))
 
 
 @pytest.fixture
@@ -177,3 +189,102 @@ def test_images_per_second(model: str, capsys: pytest.CaptureFixture[str]) -> No
     assert [row["program"] for row in figures["rows"]] == ["runtime", "again"]
     assert all(len(row["ratios"]) == 2 and row["peak_megabytes"] > 10 for row in figures["rows"])
     assert figures["rows"][0]["ready"].startswith("onnxruntime")
+
+
+def module(*words: str) -> str:
+    """The command of a program that is a module."""
+    return shlex.join([sys.executable, "-m", *words])
+
+
+def test_a_step_and_a_decode(text_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = module("runtime", "benchmark", "--worker", text_model)
+    options = ["--size", "6x4", "--rounds", "1", "--warm", "3", "--peer", f"again={again}"]
+    assert main(["benchmark", text_model, *options, "--json", str(tmp_path / "figures.json")]) == 0
+    printed = capsys.readouterr()
+    assert "| again | " in printed.out
+    assert "6x4, one guided step" in printed.out
+    assert printed.err.count("\n") == 2  # a line of progress for each
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["work"]["latents"] == [1, 4, 2, 3]
+    assert figures["work"]["text"] == [1, tiny_text_bundle.MAX_LENGTH, tiny_text_bundle.DIM]
+    ours, theirs = figures["rows"]
+    assert ours["difference"] == theirs["difference"] == 0
+    assert ours["peak_bytes"] > 1e7
+    (life,) = figures["rounds"]["again"]
+    assert (len(life["steps"]), len(life["decodes"])) == (4, 2)
+    # What the runtime was asked for is what the closed form gives.
+    sample, uncond, cond = step_inputs([1, 4, 2, 3], figures["work"]["text"], 0)
+    expected = sample * np.float32(500 / 501) + uncond.mean() / 10 + 7.5 * (cond.mean() - uncond.mean()) / 10
+    np.testing.assert_allclose(life["steps"][0]["probe"], expected.ravel(), rtol=1e-4, atol=1e-4)
+    pixels = decode_inputs([1, 4, 2, 3], 0)[0, :3].repeat(2, axis=1).repeat(2, axis=2) / tiny_text_bundle.SCALING_FACTOR
+    np.testing.assert_allclose(life["decodes"][0]["probe"], probe(pixels), rtol=1e-5)
+
+
+def test_a_failed_peer_costs_the_status_and_not_the_figures(
+    text_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", text_model, "--rounds", "1", "--warm", "1", "--peer", "x=false"]) == 2
+    printed = capsys.readouterr()
+    assert "| runtime | " in printed.out
+    assert "| x | " not in printed.out
+    assert printed.err.splitlines()[-1] == "error: x (false) ended with status 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "6x5"], "size '6x5' must be WIDTHxHEIGHT, both multiples of 2, such as 12x8"),
+        (["--size", "0x4"], "size '0x4' must be"),
+        (["--size", "big"], "size 'big' must be"),
+        (["--warm", "0"], "warm is 0; it must be at least 1"),
+        (["--batch-sizes", "1"], "--batch-sizes does not go with"),
+        (["--steps", "4"], "--steps does not go with"),
+    ],
+)
+def test_bad_requests_of_text(
+    text_model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["benchmark", text_model, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_peers_compute_what_the_runtime_computes(tmp_path: Path) -> None:
+    """The same weights as a bundle, as a checkpoint's folder and as a plain export; a size no export has seen."""
+    config = text_samples.CONFIG
+    checkpoint = checkpoint_files.write_folder(tmp_path / "model", config, random_weights.random_state(config))
+    plain = tmp_path / "plain"
+    subprocess.run([sys.executable, "-m", "peers.plain_export", str(checkpoint), str(plain)], check=True)
+    peers = {
+        "plain": module("peers.plain_onnx", str(plain)),
+        "fp32": module("peers.diffusers_torch", str(checkpoint)),
+        "bf16": module("peers.diffusers_torch", str(checkpoint), "--dtype", "bf16"),
+    }
+    options = ["--size", "24x16", "--rounds", "1", "--warm", "1", "--json", str(tmp_path / "figures.json")]
+    for name, command in peers.items():
+        options += ["--peer", f"{name}={command}"]
+    assert main(["benchmark", str(text_samples.sample_bundle()), *options]) == 0
+    rows = {row["program"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]}
+    assert list(rows) == ["runtime", *peers]
+    assert rows["plain"]["difference"] < 1e-5
+    assert rows["fp32"]["difference"] < 1e-5
+    assert 1e-4 < rows["bf16"]["difference"] < 0.1
+    assert "bf16" in rows["bf16"]["ready"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["peers.plain_onnx", "docs"], "docs holds no unet/model.onnx"),
+        (["peers.plain_export", "docs", "out"], "docs holds no unet/config.json"),
+        (["peers.ddpm_torch", "docs"], "docs is not a bundle"),
+    ],
+)
+def test_bad_folders_of_peers(words: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
