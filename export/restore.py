@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from export import ddpm, sd15
 from export.bundle import digest
-from export.ddpm import FAMILY
 from export.errors import ExportError
 from export.graphs import GraphSpec, class_conditional_unet
+from export.sd15_graphs import SPECS, modules
 from runtime.bundle import Bundle, File, GraphVariant, open_bundle
+from runtime.plan import NoiseSchedule
+from training import configuration
 from training.checkpoint import fill, one_line
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import ClassConditionalUNet
+from training.stable_diffusion.checkpoint.networks import without_weights
+from training.stable_diffusion.config import StableDiffusionConfig
+
+Config = TypeVar("Config", TrainConfig, StableDiffusionConfig)
 
 
 def torch_module(folder: Path, role: str = "unet", variant: str = "fp32") -> nn.Module:
@@ -36,29 +44,55 @@ def torch_module(folder: Path, role: str = "unet", variant: str = "fp32") -> nn.
 
 def restore(bundle: Bundle, role: str, variant: str) -> GraphSpec:
     """The spec that a graph was made from; raises as ``torch_module``."""
-    if bundle.family != FAMILY or role != "unet":
-        raise ExportError(
-            f"{bundle.folder}: {role} of a {bundle.family} cannot be rebuilt; only unet of a {FAMILY} can"
-        )
     graph = bundle.graph(role, variant)
-    config = training_config(bundle)
-    with torch.device("meta"):  # no memory is taken for sizes that the weights do not have
-        network = ClassConditionalUNet(config.model)
-    load_weights(network, read_weights(bundle, graph), bundle.path(graph.file))
-    return class_conditional_unet(network, config.schedule.num_train_timesteps)
+    weights = read_weights(bundle, graph)
+    if bundle.family == ddpm.FAMILY:
+        config = training_config(bundle)
+        with torch.device("meta"):  # no memory is taken for sizes that the weights do not have
+            network = ClassConditionalUNet(config.model)
+        load_weights(network, weights, bundle.path(graph.file))
+        return class_conditional_unet(network, config.schedule.num_train_timesteps)
+    sizes = stable_diffusion_config(bundle)
+    networks = without_weights(sizes)
+    module = modules(networks.text_encoder, networks.unet, networks.vae)[role]
+    load_weights(module, weights, bundle.path(graph.file))
+    return SPECS[role](module, sizes)
 
 
 def training_config(bundle: Bundle) -> TrainConfig:
     """The training configuration in the manifest's provenance."""
-    training = bundle.provenance["training"]
+    return provenance_config(bundle, TrainConfig)
+
+
+def stable_diffusion_config(bundle: Bundle) -> StableDiffusionConfig:
+    """The sizes and the noise schedule in the manifest's provenance."""
+    return provenance_config(bundle, StableDiffusionConfig)
+
+
+def provenance_config(bundle: Bundle, kind: type[Config]) -> Config:
+    """The configuration in the manifest's provenance.
+
+    Raises:
+        ExportError: there is none of this kind.
+    """
     try:
-        return TrainConfig.from_json(json.dumps(training["config"]))
+        return configuration.build(kind, bundle.provenance["training"]["config"])
     except (TypeError, KeyError, ValueError) as error:
         raise ExportError(f"{bundle.folder}: provenance.training holds no training configuration ({error})") from error
 
 
+def noise_schedule(bundle: Bundle) -> NoiseSchedule:
+    """The noise schedule of the configuration in the manifest's provenance."""
+    if bundle.family == ddpm.FAMILY:
+        return ddpm.noise_schedule(training_config(bundle))
+    return sd15.noise_schedule(stable_diffusion_config(bundle).scheduler)
+
+
 def read_weights(bundle: Bundle, graph: GraphVariant) -> dict[str, Tensor]:
-    """The weights of a graph by their names in the state dict, after the hashes of its files have been checked."""
+    """The weights of a graph by their names in the state dict, after the hashes of its files have been checked.
+
+    They are not copied: those that lie beside the graph stay in their file, mapped into memory.
+    """
     for file in (graph.file, *graph.external_data):
         verify(bundle, file)
     path = bundle.path(graph.file)
@@ -76,7 +110,8 @@ def read_weights(bundle: Bundle, graph: GraphVariant) -> dict[str, Tensor]:
         }:
             raise ExportError(f"{path}: {place.name} lies in {constant.location}, which the manifest does not name")
         array = constant.numpy()
-        weights[name] = torch.from_numpy((array.T if place.transposed else array).copy())
+        with warnings.catch_warnings(action="ignore"):  # torch cannot know that nobody will write to them
+            weights[name] = torch.from_numpy(array.T if place.transposed else array)
     return weights
 
 

@@ -153,3 +153,18 @@ SPECS: dict[str, Callable[[nn.Module, StableDiffusionConfig], GraphSpec]] = {
     VAE_DECODER: vae_decoder_spec,
 }
 """By role: from what is traced, one of ``modules``, and the sizes of the whole model, to the spec."""
+
+
+def stress_sizes(role: str, config: StableDiffusionConfig) -> Sizes:
+    """The dynamic dimensions at which to look for values that fp16 could not hold.
+
+    The UNet at the sides it is mostly used at; half of them for the VAE, whose values hardly depend on them.
+    """
+    side, length = 32, config.text_encoder.max_position_embeddings
+    sizes: dict[str, Sizes] = {
+        TEXT_ENCODER: {"batch": 1, "length": length, "extra": 1, "clip_skip": 0},
+        UNET: {"batch": 1, "h": 2 * side, "w": 2 * side, "length": length},
+        VAE_ENCODER: {"batch": 1, "height": side * config.vae.factor, "width": side * config.vae.factor},
+        VAE_DECODER: {"batch": 1, "h": side, "w": side},
+    }
+    return sizes[role]

@@ -47,22 +47,23 @@ class Picture:
     image: Array
 
 
-def add_text_cases(
+def add_tokens(conformance: Conformance, tokenizer: TextTokenizer, max_length: int) -> None:
+    """What prompts become."""
+    for prompt in PROMPTS:
+        conformance.add_tokens(prompt, tokenizer.encode(prompt, max_length))
+
+
+def add_picture(
     conformance: Conformance,
     model: StableDiffusion,
     tokenizer: TextTokenizer,
     plans: Mapping[str, Plan],
     guidance_scale: float,
 ) -> None:
-    """Add what prompts become, and one small picture where the UNet is given nothing but latents and text."""
-    text, vae = model.config.text_encoder, model.config.vae
-    for prompt in PROMPTS:
-        conformance.add_tokens(prompt, tokenizer.encode(prompt, text.max_position_embeddings))
-    if model.inpainting:
-        return
-    side = LATENTS * vae.factor
-    name = f"{SAMPLER}-{min(STEPS, model.config.scheduler.noise_schedule.num_train_timesteps)}"
+    """One small picture, of a model whose UNet is given nothing but latents and text."""
+    name = f"{SAMPLER}-{min(STEPS, len(model.config.scheduler.alphas_cumprod))}"
     picture = draw(model, tokenizer, [int(timestep) for timestep in plans[name].timesteps], guidance_scale)
+    side = LATENTS * model.config.vae.factor
     conformance.add_picture(
         name,
         guidance_scale,

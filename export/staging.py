@@ -107,10 +107,15 @@ def check_replaceable(target: Path) -> None:
 def bundle_files(folder: Path) -> set[str]:
     """Names of the files that the manifest in ``folder`` names; none where there is no legible manifest."""
     try:
-        graphs = json.loads((folder / MANIFEST).read_bytes())["graphs"]
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         files = [
-            file for role in graphs.values() for graph in role.values() for file in (graph, *graph["external_data"])
+            file
+            for role in manifest["graphs"].values()
+            for graph in role.values()
+            for file in (graph, *graph["external_data"])
         ]
+        if "tokenizer" in manifest.get("conditioning", {}):
+            files.append(manifest["conditioning"]["tokenizer"])
         return {MANIFEST, CONFORMANCE, *(file["file"] for file in files)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return set()

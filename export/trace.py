@@ -53,6 +53,11 @@ class TracedGraph:
     outputs: list[dict[str, object]]
     initializers: dict[str, dict[str, object]]
 
+    @property
+    def files(self) -> list[Path]:
+        """The file, and the one with its weights if there is one."""
+        return [path for path in (self.path, self.external_data) if path is not None]
+
 
 def trace(spec: GraphSpec, path: Path, external_data_above: int = EXTERNAL_DATA_ABOVE) -> TracedGraph:
     """Write ``spec`` as an ONNX file.
