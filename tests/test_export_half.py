@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -409,19 +410,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, report.kept, re
 """
 
 
+@pytest.fixture
+def large_folder() -> Iterator[Path]:
+    """For 5 GB of files; pytest would keep those of its last three runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 @pytest.mark.full
-def test_the_unet_at_full_size(tmp_path: Path) -> None:
+def test_the_unet_at_full_size(large_folder: Path) -> None:
     unet = load_checkpoint(full_size.single_file()).unet
     spec = replace(SPECS["unet"](unet, SD15), parity_sizes=({"batch": 1, "h": 32, "w": 32, "length": 77},))
-    path = tmp_path / "graph.onnx"
+    path = large_folder / "graph.onnx"
     trace(spec, path)
     for index, sample in enumerate(stress_inputs(spec, {"batch": 1, "h": 64, "w": 64, "length": 77})[:2]):
-        np.savez(tmp_path / f"{index}.npz", **sample)
+        np.savez(large_folder / f"{index}.npz", **sample)
     done = subprocess.run([sys.executable, "-c", CONVERT, path], capture_output=True, text=True, check=True)
     peak, kept, vanished = map(int, done.stdout.split())
     assert peak < 14e9
     assert kept == 61 + 5  # group normalisations, and timestep to angles
     assert vanished < 1e-5 * sum(tensor.numel() for tensor in unet.state_dict().values())
-    single, half = ((tmp_path / f"{name}.onnx.data").stat().st_size for name in ("graph", "half"))
+    single, half = ((large_folder / f"{name}.onnx.data").stat().st_size for name in ("graph", "half"))
     assert half == pytest.approx(single / 2, rel=1e-5)
-    assert 55 < measure_half(spec, tmp_path / "half.onnx").psnr_db < 90
+    assert 55 < measure_half(spec, large_folder / "half.onnx").psnr_db < 90
