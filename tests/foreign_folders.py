@@ -2,8 +2,8 @@
 
 Two conventions. diffusers' conversion script types ids int32 and ``timestep`` as a vector of floats, draws the VAE's
 latents inside the graph, puts the U-Net's weights into ``weights.pb`` and writes no configuration files for the parts.
-optimum types ids and a scalar ``timestep`` int64, gives ``latent_parameters``, calls external data ``model.onnx_data``
-and puts a ``config.json`` beside each graph.
+optimum types ids and a scalar ``timestep`` int64 (later versions float), gives ``latent_parameters``, calls external
+data ``model.onnx_data`` and puts a ``config.json`` beside each graph.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def write_optimum(folder: Path, networks: Reference) -> Path:
         {"sample": IMAGE},
     )
     export_decoder(folder, networks)
-    write_json(folder / "model_index.json", {"_class_name": "ORTStableDiffusionPipeline"} | index())
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"} | index())
     write_json(folder / "text_encoder/config.json", text_encoder_settings(CONFIG.text_encoder))
     write_json(folder / "unet/config.json", unet_settings(CONFIG.unet) | {"sample_size": 16})
     for name in ("vae_encoder", "vae_decoder"):
@@ -199,6 +199,8 @@ def index() -> dict[str, Any]:
     return {
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "PNDMScheduler"],
         "text_encoder": ["diffusers", "OnnxRuntimeModel"],

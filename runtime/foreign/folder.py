@@ -99,7 +99,9 @@ def open_folder(folder: Path) -> Bundle:
 def check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
     """Refuse other pipelines by name, and folders that hold no ONNX; say what is left out."""
     name = index.get("_class_name")
-    other = [part for part in OTHER_PIPELINES if part in index or (folder / part).is_dir()]
+    # A part that a pipeline could have and has not is said as [null, null].
+    named = [part for part, origin in index.items() if isinstance(origin, list) and any(origin)]
+    other = [part for part in OTHER_PIPELINES if part in named or (folder / part).is_dir()]
     if other:
         raise BundleError(f"{folder} is a {name} with {', '.join(other)}; only Stable Diffusion 1 and 2 are run")
     missing = [
