@@ -1,0 +1,200 @@
+"""Proves the whole way from a prompt to a picture: a checkpoint is exported and drawn by the runtime, and diffusers'
+StableDiffusionPipeline draws the same weights from the same initial latents. Random weights, real classes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import checkpoint_files
+import full_size
+import numpy as np
+import pytest
+import random_weights
+import reference_models
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from reference_models import part
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from export.sd15 import export_sd15
+from runtime import load
+from runtime.noise import noise_generator
+from training.stable_diffusion.config import SD15, StableDiffusionConfig
+from training.stable_diffusion.tokenizer import TOKENIZER_FILE
+
+PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse, it's 2026", "blurry, low quality"
+STEPS, GUIDANCE, SEED = 10, 7.5, 11
+LATENTS_TOLERANCE = 1e-3  # of the largest latent
+LEAST_PSNR_DB = 50.0  # of the images, which are rounded to 256 levels: 59 dB are lost to that alone
+
+# The tokenizer is CLIP's own, so the vocabulary is, too.
+POCKET = replace(
+    random_weights.POCKET,
+    text_encoder=replace(random_weights.POCKET.text_encoder, vocab_size=SD15.text_encoder.vocab_size),
+)
+SCHEDULE = {key: value for key, value in checkpoint_files.SCHEDULER.items() if key != "_class_name"}
+SCHEDULERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture: which sampler, what the network is taken to predict, layers skipped, and its size."""
+
+    sampler: str
+    prediction_type: str = "epsilon"
+    clip_skip: int = 0
+    width: int = 64
+    height: int = 48
+
+
+@dataclass(frozen=True)
+class Picture:
+    """latents float32 (1, 4, h, w), image float (H, W, 3) in [0, 1]."""
+
+    latents: np.ndarray
+    image: np.ndarray
+
+
+Networks = Callable[[], tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]]
+
+
+def noise(case: Case, factor: int) -> np.ndarray:
+    return noise_generator("philox", SEED).draw((4, case.height // factor, case.width // factor))
+
+
+def scheduler(case: Case) -> Any:
+    kind = SCHEDULERS[case.sampler]
+    return kind.from_config(SCHEDULE, prediction_type=case.prediction_type, timestep_spacing="leading")
+
+
+def tokenizer() -> CLIPTokenizer:
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    special = {"bos_token": begin, "eos_token": end, "pad_token": end, "unk_token": end}
+    return CLIPTokenizer(tokenizer_file=str(TOKENIZER_FILE), model_max_length=77, **special)
+
+
+@torch.no_grad()
+def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
+    """Every case by diffusers' pipeline; its networks are gone when this returns."""
+    text_encoder, unet, vae = networks()
+    if not hasattr(text_encoder, "text_model"):  # transformers 5 has dropped the name by which diffusers skips layers
+        text_encoder.__dict__["text_model"] = text_encoder
+    pictures = []
+    for case in cases:
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer(),
+            unet=unet,
+            scheduler=scheduler(case),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        # Of its own accord diffusers skips no layers for the negative prompt, so that guidance would lead from one
+        # space into another; the web interfaces, where the option comes from, skip them for both, and so does ours.
+        negative, _ = pipeline.encode_prompt(NEGATIVE, "cpu", 1, False, clip_skip=case.clip_skip)
+        latents = pipeline(
+            PROMPT,
+            negative_prompt_embeds=negative,
+            latents=torch.from_numpy(noise(case, factor))[None],
+            width=case.width,
+            height=case.height,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            clip_skip=case.clip_skip,
+            output_type="latent",
+        ).images
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+        image = pipeline.image_processor.postprocess(decoded, output_type="np")[0]
+        pictures.append(Picture(latents.numpy(), image))
+    del pipeline, text_encoder, unet, vae
+    gc.collect()
+    return pictures
+
+
+def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> None:
+    """Print how far the runtime's picture is from diffusers', and hold it to the bounds."""
+    result = load(bundle, provider="cpu", low_memory=True)(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        width=case.width,
+        height=case.height,
+        sampler=case.sampler,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        clip_skip=case.clip_skip,
+        seed=SEED,
+    )
+    assert np.isfinite(expected.latents).all()
+    scale = np.abs(expected.latents).max()
+    difference = np.abs(result.sample - expected.latents).max() / scale
+    mean_square = np.mean((result.images[0] / 255 - expected.image) ** 2)
+    psnr = -10 * np.log10(mean_square)
+    print(f"{case}: latents up to {scale:.3g} differ by {difference:.2e} of that, images by {psnr:.1f} dB")
+    assert expected.image.std() > 0.05  # it is not a flat picture, in which nothing could differ
+    assert difference <= LATENTS_TOLERANCE
+    assert psnr >= LEAST_PSNR_DB
+
+
+def pocket_networks(state: dict[str, torch.Tensor]) -> Networks:
+    def networks() -> tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]:
+        return (
+            reference_models.reference_text_encoder(POCKET.text_encoder, part(state, "text_encoder")),
+            reference_models.reference_unet(POCKET.unet, part(state, "unet")),
+            reference_models.reference_vae(POCKET.vae, part(state, "vae")),
+        )
+
+    return networks
+
+
+def full_networks() -> tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]:
+    folder = full_size.folder()
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    return text_encoder, unet, vae
+
+
+def assert_all_drawn(
+    networks: Networks, checkpoint: Path, config: StableDiffusionConfig, cases: list[Case], folder: Path
+) -> None:
+    """Draw all cases by diffusers, export, and draw them by the runtime: one model in memory at a time."""
+    pictures = drawn_by_diffusers(networks, cases)
+    for prediction_type in dict.fromkeys(case.prediction_type for case in cases):
+        bundle = folder / prediction_type
+        export_sd15(checkpoint, bundle, config=config, prediction_type=prediction_type)
+        gc.collect()
+        for case, expected in zip(cases, pictures, strict=True):
+            if case.prediction_type == prediction_type:
+                assert_the_runtime_draws(bundle, case, expected)
+
+
+@pytest.mark.slow
+def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    state = random_weights.random_state(POCKET)
+    checkpoint = tmp_path / "pocket.safetensors"
+    save_file(checkpoint_files.original_layout(POCKET, state), checkpoint)
+    cases = [
+        Case("ddim"),
+        Case("pndm"),
+        Case("ddim", clip_skip=2),
+        Case("pndm", width=40, height=72),
+        Case("ddim", prediction_type="v_prediction"),
+        Case("pndm", prediction_type="v_prediction", clip_skip=1),
+    ]
+    with reference_models.one_thread():
+        assert_all_drawn(pocket_networks(state), checkpoint, POCKET, cases, tmp_path)
+
+
+@pytest.mark.full
+def test_the_full_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    cases = [Case("ddim", width=256, height=256), Case("pndm", clip_skip=1, width=256, height=256)]
+    assert_all_drawn(full_networks, full_size.single_file(), SD15, cases, tmp_path)
