@@ -12,10 +12,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from checkpoint_files import write_folder
+from random_weights import POCKET, random_state
+
+from training.stable_diffusion.config import SD15
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -117,20 +122,23 @@ def test_the_checks_notice_what_does_not_exist(command: str) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, mnist_sample_file: Path) -> Path:
-    """A folder to run snippets in, one after another, with the committed bundle, and the checkpoint
-    of a few seconds' training where the README's would be."""
+    """A folder to run snippets in, one after another, with the committed bundle, the checkpoint of a few seconds'
+    training where the README's would be, and a pocket-sized Stable Diffusion where a reader has a real one."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "models_onnx").mkdir()
     (folder / "models_onnx" / "mnist-paper").symlink_to(ROOT / "models_onnx" / "mnist-paper")
     options = "--out runs/mnist-paper --epochs 1 --batch-size 200 --features 8"
     run_python(["-m", "training", "ddpm", "--dataset", str(mnist_sample_file), *options.split()], folder)
+    pocket = replace(POCKET, text_encoder=replace(POCKET.text_encoder, vocab_size=SD15.text_encoder.vocab_size))
+    write_folder(folder / "my-checkpoint", pocket, random_state(pocket))
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", parameters(each for each in commands(README) if begins_with(each.code, RUN)))
 def test_command_runs(command: str, workspace: Path) -> None:
-    run_python(shlex.split(command)[1:], workspace)
+    smaller = ["--steps", "2", "--size", "48x32"] if "--model my-model " in command else []
+    run_python([*shlex.split(command)[1:], *smaller], workspace)
 
 
 @pytest.mark.slow
