@@ -15,6 +15,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ MAX_ENTRIES = 1000
 CHUNK_BYTES = 2**24
 SAID_ABOVE = 2**28  # bytes that take long enough to say so
 SAID_EVERY = 2**30
+# Times of files advance in ticks of up to 10 ms: what was written a moment ago could be written again unnoticed.
+SETTLED_NS = 20 * 10**6
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -55,12 +58,14 @@ def sha256(path: Path) -> str:
         OSError: the file cannot be read.
     """
     key = str(path.resolve())
-    before = identity(path.stat())
+    status = path.stat()
+    before = identity(status)
     known = read_cache().get(key)
     if isinstance(known, dict) and known.get("identity") == before and isinstance(known.get("sha256"), str):
         return str(known["sha256"])
+    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
     digest = hash_file(path)
-    if identity(path.stat()) == before:  # else it was written to meanwhile
+    if settled and identity(path.stat()) == before:  # else it was written to meanwhile
         remember(key, {"identity": before, "sha256": digest})
     return digest
 

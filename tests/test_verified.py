@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BundleError
-from runtime.verified import CACHE_FILE, CACHE_VARIABLE, MAX_ENTRIES, cache_folder, check_sha256, sha256
+from runtime.verified import CACHE_FILE, CACHE_VARIABLE, MAX_ENTRIES, SETTLED_NS, cache_folder, check_sha256, sha256
 
 CONTENTS = b"weights" * 1000
 DIGEST = hashlib.sha256(CONTENTS).hexdigest()
@@ -33,7 +34,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "weights.data"
     path.write_bytes(CONTENTS)
+    settle()
     return path
+
+
+def settle() -> None:
+    time.sleep(2 * SETTLED_NS / 10**9)
 
 
 def edit(cache: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -59,6 +65,12 @@ def test_the_same_file_by_another_path_is_the_same(file: Path, cache: Path, monk
     forge(cache)
     monkeypatch.chdir(file.parent)
     assert sha256(Path("weights.data")) == WRONG
+
+
+def test_a_file_that_may_still_be_written_to_is_not_remembered(file: Path, cache: Path) -> None:
+    os.utime(file)
+    assert sha256(file) == DIGEST
+    assert not cache.exists()
 
 
 def rewritten(path: Path) -> None:
@@ -158,6 +170,7 @@ def test_the_oldest_entries_go(file: Path, cache: Path) -> None:
     edit(cache, lambda value: value["files"].update({f"/{i}": {} for i in range(MAX_ENTRIES)}))
     other = file.with_name("other")
     other.write_bytes(b"other")
+    settle()
     sha256(other)
     kept = json.loads(cache.read_text())["files"]
     assert len(kept) == MAX_ENTRIES
@@ -169,6 +182,7 @@ def test_many_threads_leave_a_whole_file(tmp_path: Path, cache: Path) -> None:
     paths = [tmp_path / f"{i}.data" for i in range(16)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i]) * 1000)
+    settle()
     found: dict[Path, str] = {}
     threads = [threading.Thread(target=lambda path=path: found.update({path: sha256(path)})) for path in paths]
     for thread in threads:
