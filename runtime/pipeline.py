@@ -95,6 +95,17 @@ def plan_for(
     return compile_plan(bundle.noise_schedule, sampler or defaults.sampler, num_inference_steps, **options)
 
 
+def check_whole(name: str, value: object, least: int, most: int = 2**31) -> None:
+    """Refuse what is no whole number of a range.
+
+    Raises:
+        RequestError: with the name, the value and the range.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
+        limits = f"of at least {least}" if most == 2**31 else f"from {least} to {most}"
+        raise RequestError(f"{name} is {value!r}; it must be a whole number {limits}")
+
+
 class Pipeline(ABC):
     """A bundle ready to draw; ``runtime.load`` makes the one that fits."""
 
@@ -143,8 +154,7 @@ class Pipeline(ABC):
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
         seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)
         batch_size = default_batch_size if batch_size is None else batch_size
-        if batch_size < 1:
-            raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
+        check_whole("batch_size", batch_size, least=1)
         self.check(plan, guidance, rng)
         return Settings(plan, guidance, seed, rng, batch_size)
 

@@ -17,7 +17,7 @@ from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.networks import Networks
 from runtime.noise import image_seed
-from runtime.pipeline import Conditioning, Pipeline, Progress
+from runtime.pipeline import Conditioning, Pipeline, Progress, check_whole
 from runtime.prompt import PromptTokenizer
 from runtime.result import Result
 from runtime.session import as_inputs
@@ -67,7 +67,8 @@ class TextToImage(Pipeline):
             negative_prompt: what guidance leads away from; one for all, or one for each prompt.
             width, height: pixels, multiples of the latents' factor; without them the bundle's defaults.
             num_images_per_prompt: image k of all has seed + k.
-            clip_skip: last layers of the text encoder to leave out; without it the bundle's default.
+            clip_skip: last layers of the text encoder to leave out, for negative prompts too (where diffusers leaves
+                out none); without it the bundle's default.
             progress: called with (rows done, rows in all) after each row.
             settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1) and plan, as
                 ``Pipeline.settings`` takes them, and options of the sampler.
@@ -135,8 +136,7 @@ class TextToImage(Pipeline):
             raise RequestError("there is no prompt to draw; give at least one")
         if len(prompts) != len(negatives):
             raise RequestError(f"{len(prompts)} prompts have {len(negatives)} negative prompts; give one, or as many")
-        if num_images_per_prompt < 1:
-            raise RequestError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
+        check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
         return [p for p in prompts for _ in range(num_images_per_prompt)], [
             n for n in negatives for _ in range(num_images_per_prompt)
         ]
@@ -151,13 +151,15 @@ class TextToImage(Pipeline):
         height = self.bundle.defaults.height if height is None else height
         factor = self.latents.factor
         for name, value in (("width", width), ("height", height)):
-            if not factor <= value <= MAX_SIDE or value % factor:
-                raise RequestError(f"{name} is {value}; it must be a multiple of {factor}, from {factor} to {MAX_SIDE}")
+            check_whole(name, value, least=factor, most=MAX_SIDE)
+            if value % factor:
+                raise RequestError(
+                    f"{name} is {value}; {self.bundle.name} draws multiples of {factor}: {value - value % factor}"
+                )
         return width, height
 
     def check_clip_skip(self, clip_skip: int | None) -> int:
         most = self.conditioning.num_hidden_layers
         chosen = self.conditioning.clip_skip if clip_skip is None else clip_skip
-        if not 0 <= chosen <= most:
-            raise RequestError(f"clip_skip is {chosen}; it must be 0 to {most}, the text encoder's layers")
+        check_whole("clip_skip", chosen, least=0, most=most)
         return chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ def test_low_memory_holds_one_network_and_takes_the_halves_of_guidance_in_turn(
     assert rows == [1] * 6
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_threads_share_a_pipeline(folder: Path, low_memory: bool) -> None:
+    shared = load(folder, provider="cpu", low_memory=low_memory)
+
+    def draw(seed: int) -> bytes:
+        return shared(f"{tiny.WORDS[seed]} circle", seed=seed).sample.tobytes()
+
+    one_after_another = [draw(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(draw, range(8))) == one_after_another
+    assert len(set(one_after_another)) == 8
+
+
 def test_any_size_that_the_latents_allow(pipeline: TextToImage) -> None:
     for width, height in ((2, 2), (2, 40), (26, 14)):
         result = pipeline("red", width=width, height=height, num_inference_steps=2)
@@ -141,11 +155,14 @@ def changed(folder: Path, target: Path, change: Any) -> Path:
         ({"prompt": "a" * 1_000_001}, "the prompt has 1000001 characters; at most 1000000 are read"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts have 2 negative prompts; give one, or as many"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        ({"width": 0}, "width is 0; it must be a multiple of 2, from 2 to 16384"),
-        ({"height": -8}, "height is -8; it must be a multiple of 2"),
-        ({"width": 7}, "width is 7; it must be a multiple of 2"),
-        ({"width": 10**9}, "width is 1000000000; it must be a multiple of 2, from 2 to 16384"),
-        ({"clip_skip": 4}, "clip_skip is 4; it must be 0 to 3"),
+        ({"width": 0}, "width is 0; it must be a whole number from 2 to 16384"),
+        ({"height": -8}, "height is -8; it must be a whole number from 2"),
+        ({"width": 7}, "width is 7; tiny-text draws multiples of 2: 6"),
+        ({"width": 10**9}, "width is 1000000000; it must be a whole number from 2 to 16384"),
+        ({"width": 8.0}, "width is 8.0; it must be a whole number"),
+        ({"height": "8"}, "height is '8'; it must be a whole number"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number of at least 1"),
+        ({"clip_skip": 4}, "clip_skip is 4; it must be a whole number from 0 to 3"),
         ({"clip_skip": -1}, "clip_skip is -1"),
         ({"strength": 0.5}, "the plan begins at an image (strength 0.5), and there is none"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
