@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.ddpm.diffusion import q_sample
 from training.ddpm.sampler import guided, sample_ddim, sample_ddpm
-from training.noise_schedule import NoiseSchedule
+from training.noise_schedule import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 
 SCHEDULE = NoiseSchedule(30, 0.005, 0.25)
 EVERY_STEP = range(SCHEDULE.num_train_timesteps - 1, -1, -1)
@@ -176,6 +176,63 @@ def test_guidance_asks_once_and_without_the_null_class_where_it_is_off(scale: fl
 
     guided(record, torch.tensor([4, 5]), null_class=10, guidance_scale=scale)(torch.zeros(2, 1, 2, 2), 3)
     assert asked == expected
+
+
+class Rescaled:
+    """A schedule at whose last timestep nothing of the signal is left."""
+
+    alphas_cumprod = rescale_zero_terminal_snr(SCHEDULE.alphas_cumprod)
+
+
+def scales(schedule: NoiseSchedule | Rescaled, t: int) -> tuple[Tensor, Tensor]:
+    return schedule.alphas_cumprod[t].sqrt(), (1 - schedule.alphas_cumprod[t]).sqrt()
+
+
+def saying(prediction_type: PredictionType, schedule: NoiseSchedule | Rescaled) -> Callable[[Tensor, int], Tensor]:
+    """A network that takes the same image to be in x_t, whichever way it says so."""
+
+    def predict(sample: Tensor, t: int) -> Tensor:
+        signal, noise = scales(schedule, t)
+        original = crooked(sample, t)
+        epsilon = (sample - signal * original) / noise
+        return {"sample": original, "epsilon": epsilon, "v_prediction": signal * epsilon - noise * original}[
+            prediction_type
+        ]
+
+    return predict
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_ddim_is_the_same_whatever_the_network_predicts(prediction_type: PredictionType, eta: float) -> None:
+    start, timesteps = normal(3, 1, 4, 4, seed=0), [29, 20, 11, 2]
+
+    def walk(kind: PredictionType) -> list[Tensor]:
+        predict, noise = saying(kind, SCHEDULE), fresh((3, 1, 4, 4), 1)
+        return list(sample_ddim(predict, SCHEDULE, start, timesteps, noise, eta, kind, final_alpha_cumprod=0.98))
+
+    for mine, expected in zip(walk(prediction_type), walk("sample"), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_ddim_starts_where_no_signal_is_left() -> None:
+    start, schedule = normal(3, 1, 4, 4, seed=0), Rescaled()
+    v, sample = (
+        list(sample_ddim(saying(kind, schedule), schedule, start, [29, 15, 4], prediction_type=kind))
+        for kind in ("v_prediction", "sample")
+    )
+    for mine, expected in zip(v, sample, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+    assert v[-1].isfinite().all()
+
+
+def test_ddim_ends_at_the_level_that_is_asked_for() -> None:
+    start, final = normal(3, 1, 4, 4, seed=0), 0.9
+    found = last(sample_ddim(crooked, SCHEDULE, start, [7], final_alpha_cumprod=final))
+    signal, noise = scales(SCHEDULE, 7)
+    epsilon = crooked(start, 7)
+    expected = math.sqrt(final) * (start - noise * epsilon) / signal + math.sqrt(1 - final) * epsilon
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_ddim_that_draws_needs_noise() -> None:

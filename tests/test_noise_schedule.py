@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as rescaled_by_diffusers
 
-from training.noise_schedule import NoiseSchedule
+from training.noise_schedule import NoiseSchedule, rescale_zero_terminal_snr
+from training.stable_diffusion.config import SchedulerConfig
 
 PAPER = NoiseSchedule(400, 1e-4, 0.02)
 DDPM = NoiseSchedule(1000, 1e-4, 0.02)
@@ -84,3 +86,21 @@ def test_the_ends_are_the_betas_asked_for() -> None:
 def test_bad_values_are_refused_by_name(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NoiseSchedule(*arguments)
+
+
+@pytest.mark.parametrize("schedule", [PAPER, STABLE_DIFFUSION], ids=["paper", "stable-diffusion"])
+def test_zero_terminal_snr_is_that_of_diffusers(schedule: NoiseSchedule) -> None:
+    mine = rescale_zero_terminal_snr(schedule.alphas_cumprod)
+    theirs = torch.cumprod(1 - rescaled_by_diffusers(schedule.betas), dim=0)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-15)
+    assert mine[-1] == 0
+    torch.testing.assert_close(mine[0], schedule.alphas_cumprod[0], rtol=1e-14, atol=0)
+    assert (mine.diff() < 0).all()
+
+
+def test_a_scheduler_applies_it_and_knows_the_last_level() -> None:
+    plain, rescaled = SchedulerConfig(), SchedulerConfig(prediction_type="v_prediction", zero_terminal_snr=True)
+    assert torch.equal(plain.alphas_cumprod, STABLE_DIFFUSION.alphas_cumprod)
+    assert torch.equal(rescaled.alphas_cumprod, rescale_zero_terminal_snr(STABLE_DIFFUSION.alphas_cumprod))
+    assert plain.final_alpha_cumprod == pytest.approx(1 - 0.00085)
+    assert SchedulerConfig(set_alpha_to_one=True).final_alpha_cumprod == 1

@@ -1,0 +1,89 @@
+"""The bundle of the full-size checkpoint (``full_size``), exported once and shared by all tests that need it.
+
+It lies beside the checkpoint, under a name that changes with the code that makes it, and takes 4.3 GB there.
+``python tests/full_size_bundle.py`` makes it and says where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import full_size
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+# What graphs, tokenizer and conformance are made by. LoRA and the pocket model take no part in it.
+SOURCES = ("export/*.py", "training/*.py", "training/ddpm/sampler.py", "training/stable_diffusion/**/*")
+APART = ("training/stable_diffusion/lora", "training/stable_diffusion/pocket")
+NAME = "sd15"
+
+EXPORT = """
+import json, resource, sys, time
+from export.__main__ import main
+begun = time.monotonic()
+status = main(["sd15", sys.argv[1], "--out", sys.argv[2], "--licence", "none: random weights"])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps({"status": status, "seconds": time.monotonic() - begun, "peak_bytes": peak}))
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """How the bundle was made: the command's lines, how long it took, and the most memory that it had."""
+
+    lines: tuple[str, ...]
+    seconds: float
+    peak_bytes: int
+
+
+def key() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+        name = path.relative_to(ROOT).as_posix()
+        if path.is_file() and "__pycache__" not in name and not name.startswith(APART):
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+@cache
+def exported_bundle() -> Path:
+    """The bundle's folder; do not change what is in it."""
+    folder = full_size.cache_folder() / f"bundle-{key()}"
+    with FileLock(full_size.cache_folder() / "bundle.lock"):
+        for older in full_size.cache_folder().glob("bundle-*"):
+            if older != folder:
+                shutil.rmtree(older)
+        if not (folder / "export.json").exists():
+            make(folder)
+    return folder / NAME
+
+
+def how_it_was_made() -> Export:
+    """What making the bundle took, on whatever machine and at whatever time that was."""
+    said = json.loads((exported_bundle().parent / "export.json").read_text())
+    return Export(tuple(said["lines"]), said["seconds"], said["peak_bytes"])
+
+
+def make(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", EXPORT, str(full_size.single_file()), str(folder / NAME)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    *lines, measured = done.stdout.splitlines()
+    said = json.loads(measured)
+    assert said.pop("status") == 0, lines
+    (folder / "export.json").write_text(json.dumps({"lines": lines, **said}))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    print(exported_bundle())
+    print(how_it_was_made())
