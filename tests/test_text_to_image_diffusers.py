@@ -6,11 +6,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import checkpoint_files
 import full_size
+import full_size_bundle
 import numpy as np
 import pytest
 import random_weights
@@ -24,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from export.sd15 import export_sd15
 from runtime import load
 from runtime.noise import noise_generator
-from training.stable_diffusion.config import SD15, StableDiffusionConfig
+from training.stable_diffusion.config import SD15
 from training.stable_diffusion.tokenizer import TOKENIZER_FILE
 
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse, it's 2026", "blurry, low quality"
@@ -163,18 +165,14 @@ def full_networks() -> tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]
     return text_encoder, unet, vae
 
 
-def assert_all_drawn(
-    networks: Networks, checkpoint: Path, config: StableDiffusionConfig, cases: list[Case], folder: Path
-) -> None:
-    """Draw all cases by diffusers, export, and draw them by the runtime: one model in memory at a time."""
+def assert_all_drawn(networks: Networks, bundle_for: Callable[[str], Path], cases: list[Case]) -> None:
+    """Draw all cases by diffusers, then by the runtime from the bundle for what the network is taken to predict.
+
+    One model is in memory at a time, so that the full size fits.
+    """
     pictures = drawn_by_diffusers(networks, cases)
-    for prediction_type in dict.fromkeys(case.prediction_type for case in cases):
-        bundle = folder / prediction_type
-        export_sd15(checkpoint, bundle, config=config, prediction_type=prediction_type)
-        gc.collect()
-        for case, expected in zip(cases, pictures, strict=True):
-            if case.prediction_type == prediction_type:
-                assert_the_runtime_draws(bundle, case, expected)
+    for case, expected in zip(cases, pictures, strict=True):
+        assert_the_runtime_draws(bundle_for(case.prediction_type), case, expected)
 
 
 @pytest.mark.slow
@@ -190,11 +188,18 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("ddim", prediction_type="v_prediction"),
         Case("pndm", prediction_type="v_prediction", clip_skip=1),
     ]
+
+    @cache
+    def bundle_for(prediction_type: str) -> Path:
+        bundle = tmp_path / prediction_type
+        export_sd15(checkpoint, bundle, config=POCKET, prediction_type=prediction_type)
+        return bundle
+
     with reference_models.one_thread():
-        assert_all_drawn(pocket_networks(state), checkpoint, POCKET, cases, tmp_path)
+        assert_all_drawn(pocket_networks(state), bundle_for, cases)
 
 
 @pytest.mark.full
-def test_the_full_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
+def test_the_full_size_draws_what_diffusers_draws() -> None:
     cases = [Case("ddim", width=256, height=256), Case("pndm", clip_skip=1, width=256, height=256)]
-    assert_all_drawn(full_networks, full_size.single_file(), SD15, cases, tmp_path)
+    assert_all_drawn(full_networks, lambda _: full_size_bundle.exported_bundle(), cases)
