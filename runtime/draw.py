@@ -71,13 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("machine", "none of these but --variant changes a picture")
+    group = parser.add_argument_group(
+        "machine", "of these only --variant changes a picture, and --low-memory a large one, slightly"
+    )
     group.add_argument("--batch-size", type=int, help="images at once (default: 32 of classes, 1 of text)")
     group.add_argument(
         "--provider", choices=("auto", *PROVIDERS), default="auto", help="where to compute (default: %(default)s)"
     )
     group.add_argument("--threads", type=int, help="threads inside an operator (default: one for each core)")
-    group.add_argument("--low-memory", action="store_true", help="hold one network at a time; slower")
+    group.add_argument(
+        "--low-memory", action="store_true", help="hold one network at a time, decode large pictures in tiles; slower"
+    )
     group.add_argument("--variant", help="which graphs to use where there are several, such as fp16 (default: fp32)")
 
 

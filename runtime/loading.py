@@ -26,8 +26,9 @@ def load(
         model: a bundle's folder, or its name (looked for in $DIFFUSION_ANYWHERE_MODELS, ./models_onnx and the package).
         provider: "cpu", "cuda" (raises if CUDA would not really be used) or "auto".
         threads: threads inside an operator; without it one for each core.
-        low_memory: hold one network at a time, and evaluate the two halves of guidance in turn. It takes longer, since
-            networks are loaded again for every request, and changes no picture.
+        low_memory: hold one network at a time, evaluate the two halves of guidance in turn, and decode images of more
+            than 64 latents a side in tiles. It takes longer, since networks are loaded again for every request. Latents
+            stay the same to the bit; of images, only those in tiles change, slightly.
         variant: which of a network's graphs, such as "fp16", where it has several; without it float32.
 
     Returns:
