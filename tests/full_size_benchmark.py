@@ -9,7 +9,9 @@ it. More arguments go to ``python -m runtime benchmark``.
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,47 +21,60 @@ from pathlib import Path
 import full_size
 import full_size_bundle
 
-import peers.plain_export
 from runtime.engine import processor_features
 
-# What PyTorch needs to compute in bfloat16 rather than to emulate it.
-BFLOAT16 = {"avx512f", "bf16"}
+PLAIN_EXPORT = Path(__file__).parents[1] / "peers" / "plain_export.py"
+BFLOAT16 = {"avx512f", "bf16"}  # without one of these PyTorch emulates bfloat16, and takes many minutes for a step
 
 
-def made(what: str, make: Callable[[], Path]) -> Path:
+def made(what: str, make: Callable[[], Path]) -> str:
     """Make a thing, or find it made, and say so."""
     print(f"{what}:", flush=True)
     begun = time.monotonic()
     path = make()
     print(f"  {path} ({time.monotonic() - begun:.0f} s)", flush=True)
-    return path
+    return str(path)
 
 
 def plain_export() -> Path:
     """The checkpoint as Optimum-ONNX would export it, under a name that changes with the code that makes it."""
-    source = Path(peers.plain_export.__file__).read_bytes()
-    path = full_size.cache_folder() / f"plain-onnx-{hashlib.sha256(source).hexdigest()[:8]}"
+    name = f"plain-onnx-{hashlib.sha256(PLAIN_EXPORT.read_bytes()).hexdigest()[:8]}"
+    path = full_size.cache_folder() / name
+    for older in full_size.cache_folder().glob("plain-onnx-*"):
+        if older != path:
+            shutil.rmtree(older)
     if not path.exists():
         subprocess.run([sys.executable, "-m", "peers.plain_export", str(full_size.folder()), str(path)], check=True)
     return path
 
 
-def main() -> int:
-    checkpoint = made("a checkpoint of random weights, 4.3 GB in each of two layouts", full_size.folder)
-    bundle = made("the bundle, made by python -m export sd15, 4.3 GB", full_size_bundle.folder)
-    plain = made("the plain export, 3.7 GB", plain_export)
-    programs = {
-        "plain ONNX": ["peers.plain_onnx", str(plain)],
-        "diffusers fp32": ["peers.diffusers_torch", str(checkpoint)],
-        "diffusers bf16": ["peers.diffusers_torch", str(checkpoint), "--dtype", "bf16"],
+def benchmark(more: list[str]) -> list[str]:
+    """The command of the benchmark, for which everything has been made."""
+    checkpoint = made("a checkpoint of random weights in two layouts, 8.5 GB", full_size.folder)
+    bundle = made("the bundle, by python -m export sd15, 4.3 GB", full_size_bundle.exported_bundle)
+    plain = made("the plain export, 3.6 GB", plain_export)
+    peers = {
+        "plain ONNX": ["peers.plain_onnx", plain],
+        "diffusers fp32": ["peers.diffusers_torch", checkpoint],
     }
-    if not BFLOAT16 & set(processor_features()):
-        del programs["diffusers bf16"]
-        print("diffusers bf16 is left out: this processor has no bfloat16, and PyTorch takes many minutes a step")
-    command = [sys.executable, "-m", "runtime", "benchmark", str(bundle)]
-    for name, words in programs.items():
+    if BFLOAT16 & set(processor_features()):
+        peers["diffusers bf16"] = ["peers.diffusers_torch", checkpoint, "--dtype", "bf16"]
+    else:
+        print("diffusers bf16 is left out: this processor does not compute in bfloat16")
+    command = [sys.executable, "-m", "runtime", "benchmark", bundle]
+    for name, words in peers.items():
         command += ["--peer", f"{name}={shlex.join([sys.executable, '-m', *words])}"]
-    return subprocess.run([*command, *sys.argv[1:]], check=False).returncode
+    return [*command, *more]
+
+
+def main() -> int:
+    try:
+        command = benchmark(sys.argv[1:])
+    except subprocess.CalledProcessError as error:
+        print(f"error: making it ended with status {error.returncode}; its reason is above", file=sys.stderr)
+        return 2
+    sys.stdout.flush()
+    os.execv(command[0], command)  # this process holds PyTorch, whose memory the benchmark can use
 
 
 if __name__ == "__main__":

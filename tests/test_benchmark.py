@@ -158,6 +158,8 @@ def test_inputs_and_probe_are_what_the_page_says() -> None:
         (["--peer", "x=false"], "x (false) ended with status 1"),
         (["--peer", "x=echo hello"], "x (echo hello) said 'hello', which is not what docs/benchmark.md asks for"),
         (["--peer", "nothing"], "peer 'nothing' must be NAME=COMMAND"),
+        (["--peer", "x= "], "peer 'x= ' must be NAME=COMMAND"),
+        (["--peer", "x='"], 'peer "x=\'" cannot be read: no closing quotation'),
         (["--peer", "runtime=true"], "peer 'runtime=true' has the name of another program"),
         (["--json", "missing/x.json"], "the folder missing does not exist"),
         (["--batch-sizes", "1,none"], "batch sizes '1,none' must be whole numbers"),

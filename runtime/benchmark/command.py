@@ -19,7 +19,7 @@ from runtime.errors import RequestError
 from runtime.image import check_writable, write_file
 
 OURS = "runtime"
-BATCH_SIZES, STEPS, WARM = "1,32", 20, 2
+BATCH_SIZES, STEPS, WARM = "1,32", 20, 1
 NEEDS_TEXT = "one guided step and one decode are measured of text bundles"
 NEEDS_CLASSES = "images per second are measured of class-conditional bundles"
 
@@ -71,12 +71,16 @@ def program_commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str,
     own = [sys.executable, "-m", "runtime", "benchmark", "--worker", "--provider", arguments.provider]
     commands = {OURS: [*own, str(bundle.folder)]}
     for peer in arguments.peer:
-        name, equals, command = peer.partition("=")
-        if not (name and equals and command):
+        name, _, command = peer.partition("=")
+        try:
+            words = shlex.split(command)
+        except ValueError as error:  # a quotation mark without its other half
+            raise RequestError(f"peer {peer!r} cannot be read: {str(error).lower()}") from error
+        if not (name and words):
             raise RequestError(f"peer {peer!r} must be NAME=COMMAND")
         if name in commands:
             raise RequestError(f"peer {peer!r} has the name of another program; choose one for each")
-        commands[name] = shlex.split(command)
+        commands[name] = words
     return commands
 
 
