@@ -67,15 +67,15 @@ def benchmark(more: list[str]) -> list[str]:
     return [*command, *more]
 
 
-def main() -> int:
+def main() -> None:
     try:
         command = benchmark(sys.argv[1:])
     except subprocess.CalledProcessError as error:
         print(f"error: making it ended with status {error.returncode}; its reason is above", file=sys.stderr)
-        return 2
+        sys.exit(2)
     sys.stdout.flush()
     os.execv(command[0], command)  # this process holds PyTorch, whose memory the benchmark can use
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
