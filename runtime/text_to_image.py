@@ -15,13 +15,14 @@ import numpy.typing as npt
 from runtime.bundle import Bundle, Latents, TextConditioning
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
+from runtime.memory import check_memory
 from runtime.networks import Networks
 from runtime.noise import image_seed
 from runtime.pipeline import Conditioning, Pipeline, Progress, check_whole
 from runtime.prompt import PromptTokenizer
 from runtime.result import Result
 from runtime.session import as_inputs
-from runtime.vae import decode
+from runtime.vae import TILING, decode
 
 Float32 = npt.NDArray[np.float32]
 
@@ -83,6 +84,7 @@ class TextToImage(Pipeline):
         width, height = self.check_size(width, height)
         clip_skip = self.check_clip_skip(clip_skip)
         chosen = self.settings(DEFAULT_BATCH_SIZE, **settings)
+        self.check_memory(width, height, min(chosen.batch_size, len(prompts)))
         seeds = tuple(image_seed(chosen.seed, k) for k in range(len(prompts)))
         shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
         sample = self.sample(self.encode(prompts, negatives, clip_skip), chosen, seeds, shape, progress)
@@ -120,7 +122,17 @@ class TextToImage(Pipeline):
         """Latents float32 (B, C, h, w) as images uint8 (B, H, W, 3), one by one."""
         decoder = self.networks.session("vae_decoder")
         factors = self.latents.scaling_factor, self.latents.factor
-        return np.concatenate([to_uint8(decode(decoder, each, *factors)[None]) for each in latents])
+        tiles = TILING if self.networks.low_memory else None
+        return np.concatenate([to_uint8(decode(decoder, each, *factors, tiles)[None]) for each in latents])
+
+    def check_memory(self, width: int, height: int, batch: int) -> None:
+        """Refuse what this machine has too little memory for. What a graphics card has is not known here.
+
+        Raises:
+            RequestError: with what is needed, what there is, and what needs less.
+        """
+        if self.networks.provider == "cpu":
+            check_memory(self.bundle, width, height, batch, self.networks.low_memory, self.networks.variant)
 
     def check_prompts(
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str], num_images_per_prompt: int

@@ -1,0 +1,171 @@
+"""How much memory a request needs, so that what cannot end well is refused before it begins.
+
+The terms are fitted to full-size Stable Diffusion 1.5 in float32, ONNX Runtime 1.32 on the CPU, weights as external
+data, each in a process of its own. Peaks of anonymous memory of the U-Net (3,279 MiB of weights), in MiB:
+
+    ====  =========  ========  =========
+    rows  pixels     measured  estimated
+    ====  =========  ========  =========
+    1     256 x 256  3,503     3,521
+    2     256 x 256  3,610     3,635
+    1     384 x 640  4,427     4,495
+    1     512 x 512  4,559     4,631
+    2     512 x 512  5,830     5,855
+    ====  =========  ========  =========
+
+A graph whose attention an engine has fused needs less. The estimate is for refusing what is hopeless, not for planning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.available_memory import available_bytes, held_bytes
+from runtime.bundle import Bundle, Latents
+from runtime.errors import RequestError
+from runtime.vae import TILING, spans
+
+MIB = 2**20
+PROCESS = 64 * MIB  # Python, NumPy and ONNX Runtime themselves
+# While a session is made, some weights are there twice: as in the file, and laid out for the kernels.
+LOADING = 1.12
+FLOAT = 4  # bytes
+# The U-Net: scores and their softmax in each of 8 heads, of every latent with every other; and feature maps.
+UNET_ATTENTION = 2 * 8 * FLOAT
+UNET_PER_LATENT = 50 * 1024
+UNET_FIXED = 64 * MIB
+# The VAE: feature maps of 128 to 256 channels at full size, or scores and softmax of its one head.
+VAE_ATTENTION = 2 * FLOAT
+VAE_PER_PIXEL = 4800
+TEXT_ENCODER_FIXED = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network in memory.
+
+    Attributes:
+        role: such as "unet".
+        weights: bytes of its files.
+        activations: bytes that an evaluation takes beside them, and that ONNX Runtime then keeps.
+    """
+
+    role: str
+    weights: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return max(int(LOADING * self.weights), self.weights + self.activations)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request needs, by stage.
+
+    Attributes:
+        stages: the networks, in the order in which they run.
+        low_memory: whether one is held at a time.
+    """
+
+    stages: tuple[Stage, ...]
+    low_memory: bool
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment: in one stage, or with all that ran before it and was kept."""
+        kept, peak = PROCESS, 0
+        for stage in self.stages:
+            peak = max(peak, kept + stage.peak)
+            kept += 0 if self.low_memory else stage.weights + stage.activations
+        return peak
+
+    def __str__(self) -> str:
+        return ", ".join(f"{stage.role} {gigabytes(stage.peak)}" for stage in self.stages)
+
+
+def estimate(
+    bundle: Bundle, width: int, height: int, batch: int = 1, low_memory: bool = False, variant: str | None = None
+) -> Estimate:
+    """What drawing needs.
+
+    Args:
+        bundle: one that works on latents.
+        width, height: of the images, in pixels.
+        batch: images evaluated together. Under guidance the U-Net has two rows for each, in turn with low_memory.
+        low_memory: one network at a time, and the VAE in tiles.
+        variant: the graphs that are preferred; without it float32.
+
+    Raises:
+        RequestError: the bundle has no latents.
+    """
+    if bundle.latents is None:
+        raise RequestError(f"{bundle.name} works on pixels; its memory is not estimated")
+    rows = batch if low_memory else 2 * batch
+    activations = {
+        "text_encoder": TEXT_ENCODER_FIXED,
+        "unet": unet_activations(rows, height, width, bundle.latents),
+        "vae_decoder": vae_activations(height, width, bundle.latents, low_memory),
+    }
+    stages = (Stage(role, weights(bundle, role, variant), needed) for role, needed in activations.items())
+    return Estimate(tuple(stages), low_memory)
+
+
+def check_memory(
+    bundle: Bundle, width: int, height: int, batch: int = 1, low_memory: bool = False, variant: str | None = None
+) -> None:
+    """Refuse a request that needs more memory than there is; arguments as for ``estimate``.
+
+    What this process holds already counts as there: it is mostly networks of earlier requests, which are used again.
+
+    Raises:
+        RequestError: with what is needed, what there is, and what needs less.
+    """
+    free = available_bytes()
+    if free is None:
+        return
+    there = free + held_bytes()
+    needed = estimate(bundle, width, height, batch, low_memory, variant)
+    if needed.peak > there:
+        raise RequestError(
+            f"{width}x{height}, {batch} at once, needs about {gigabytes(needed.peak)} of memory ({needed}), and there "
+            f"are {gigabytes(there)}; {advice(bundle, width, height, batch, low_memory, variant, there)}"
+        )
+
+
+def advice(
+    bundle: Bundle, width: int, height: int, batch: int, low_memory: bool, variant: str | None, there: int
+) -> str:
+    """The mildest change that would do, with what it needs, or else what is left to try."""
+    changes = [("--batch-size 1", 1, False), ("--low-memory", batch, True), ("--low-memory --batch-size 1", 1, True)]
+    changes = [(words, fewer, low) for words, fewer, low in changes if fewer <= batch and low >= low_memory]
+    for words, fewer, low in changes:
+        peak = estimate(bundle, width, height, fewer, low, variant).peak
+        if peak <= there:
+            return f"{words} needs {gigabytes(peak)}"
+    return "a smaller --size needs less, also with --low-memory --batch-size 1"
+
+
+def weights(bundle: Bundle, role: str, variant: str | None) -> int:
+    variants = bundle.graphs[role]
+    graph = variants.get(variant or "fp32") or variants.get("fp32") or next(iter(variants.values()))
+    return sum(file.size for file in (graph.file, *graph.external_data))
+
+
+def unet_activations(rows: int, height: int, width: int, latents: Latents) -> int:
+    """Of one evaluation with a number of rows: those of its finest level, whose attention is the largest."""
+    count = (height // latents.factor) * (width // latents.factor)
+    return UNET_FIXED + rows * (UNET_ATTENTION * count**2 + UNET_PER_LATENT * count)
+
+
+def vae_activations(height: int, width: int, latents: Latents, tiled: bool) -> int:
+    """Of decoding one image, whole or tile by tile."""
+    sides = [height // latents.factor, width // latents.factor]
+    if tiled and max(sides) > TILING.tile:
+        sides = [spans(side, TILING)[0][1] for side in sides]
+    count = sides[0] * sides[1]
+    return max(VAE_PER_PIXEL * count * latents.factor**2, VAE_ATTENTION * count**2)
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

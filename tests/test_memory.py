@@ -1,0 +1,189 @@
+"""Proves that a request that needs more memory than there is is refused with what would do, and how well that is known.
+
+The figures of the full-size model are those of ``runtime.memory``, measured; what a machine has is read here from
+files as Linux writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny_bundle
+
+import runtime.memory
+from runtime.available_memory import available_bytes, held_bytes, macos_available
+from runtime.bundle import Bundle, File, Latents, open_bundle
+from runtime.errors import RequestError
+from runtime.memory import MIB, PROCESS, check_memory, estimate
+
+GIB = 2**30
+SIZES = {"text_encoder": 492_323_498, "unet": 3_438_452_395, "vae_decoder": 198_603_772}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with the sizes of Stable Diffusion 1.5."""
+    tiny = open_bundle(tiny_bundle.write(tmp_path_factory.mktemp("models")))
+    graphs = {
+        role: {"fp32": dataclasses.replace(tiny.graph("unet"), file=File(f"{role}.onnx", size, None))}
+        for role, size in SIZES.items()
+    }
+    return dataclasses.replace(tiny, graphs=graphs, pixels=None, latents=Latents(4, 8, 0.18215))
+
+
+def write(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:    9000000 kB\n"
+linux = pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the files are Linux's")
+
+
+@linux
+def test_without_limits_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    write(tmp_path, proc__meminfo=MEMINFO)
+    assert available_bytes(tmp_path) == 9_000_000 * 1024
+    write(tmp_path, proc__self__cgroup="0::/\n")
+    assert available_bytes(tmp_path) == 9_000_000 * 1024
+
+
+def group(root: Path, path: str, **values: str) -> None:
+    for name, text in values.items():
+        file = root / "sys/fs/cgroup" / path / name.replace("__", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+@linux
+def test_the_narrowest_group_above_counts_and_its_cache_is_free(tmp_path: Path) -> None:
+    write(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/user/job/step\n")
+    statistics = "anon 5\ninactive_file 1000\nactive_file 7\n"
+    group(tmp_path, "user/job/step", memory__max="max\n", memory__current="70\n", memory__stat=statistics)
+    group(tmp_path, "user/job", memory__max=f"{2 * GIB}\n", memory__current=f"{GIB}\n", memory__stat=statistics)
+    group(tmp_path, "user", memory__max=f"{4 * GIB}\n", memory__current=f"{GIB}\n", memory__stat=statistics)
+    assert available_bytes(tmp_path) == GIB + 1000
+    group(tmp_path, "user", memory__current=f"{5 * GIB}\n")
+    assert available_bytes(tmp_path) == 0
+
+
+@linux
+def test_groups_of_the_first_version(tmp_path: Path) -> None:
+    lines = "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n"
+    write(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup=lines)
+    names = {"memory__usage_in_bytes": str(GIB), "memory__stat": "total_inactive_file 24\n"}
+    # The path is the host's; what the container sees lies at the top.
+    group(tmp_path, "memory", memory__limit_in_bytes=str(3 * GIB), **names)
+    assert available_bytes(tmp_path) == 2 * GIB + 24
+    group(tmp_path, "memory", memory__limit_in_bytes="9223372036854771712", **names)  # which stands for none
+    assert available_bytes(tmp_path) == 9_000_000 * 1024
+
+
+@linux
+@pytest.mark.parametrize("text", ["", "MemFree: 1 kB\n", "MemAvailable: many\n"])
+def test_what_cannot_be_read_is_unknown(tmp_path: Path, text: str) -> None:
+    assert available_bytes(tmp_path) is None
+    write(tmp_path, proc__meminfo=text)
+    assert available_bytes(tmp_path) is None
+    assert held_bytes(tmp_path) == 0
+
+
+def test_the_output_of_vm_stat() -> None:
+    text = (
+        "Mach Virtual Memory Statistics: (page size of 16384 bytes)\nPages free:                100.\n"
+        "Pages active:              900.\nPages inactive:             20.\nPages speculative:           3.\n"
+        "Pages throttled:             0.\nPages wired down:          700.\nPages purgeable:             4.\n"
+    )
+    assert macos_available(text) == 127 * 16384
+    assert macos_available("") is None
+
+
+def test_this_machine_and_this_process() -> None:
+    there = available_bytes()
+    assert there is not None
+    assert there <= psutil.virtual_memory().available * 1.25
+    assert held_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+
+
+# Peaks of anonymous memory in MiB: rows, height, width, peak. The table in ``runtime.memory`` is this one.
+UNET_PEAKS = [(1, 256, 256, 3503), (2, 256, 256, 3610), (1, 384, 640, 4427), (1, 512, 512, 4559), (2, 512, 512, 5830)]
+
+
+@pytest.mark.parametrize(("rows", "height", "width", "measured"), UNET_PEAKS)
+def test_the_unets_estimate_is_what_was_measured(
+    bundle: Bundle, rows: int, height: int, width: int, measured: int
+) -> None:
+    """Within five hundredths, and never below."""
+    low_memory = rows == 1
+    found = estimate(bundle, width, height, 1, low_memory).stages[1]
+    estimated = (PROCESS + found.weights + found.activations) / MIB
+    assert measured <= estimated <= 1.05 * measured
+
+
+def test_more_is_never_less(bundle: Bundle) -> None:
+    sizes = (64, 256, 512, 520, 768, 1024, 2048)
+    for low_memory in (False, True):
+        peaks = [estimate(bundle, size, size, 1, low_memory).peak for size in sizes]
+        assert peaks == sorted(peaks)
+        assert len(set(peaks)) > 3
+        assert estimate(bundle, 512, 512, 4, low_memory).peak > estimate(bundle, 512, 512, 1, low_memory).peak
+    for size in sizes:
+        assert estimate(bundle, size, size, 2, True).peak < estimate(bundle, size, size, 2, False).peak
+
+
+def there_are(monkeypatch: pytest.MonkeyPatch, free: int | None, held: int = 0) -> None:
+    monkeypatch.setattr(runtime.memory, "available_bytes", lambda: free)
+    monkeypatch.setattr(runtime.memory, "held_bytes", lambda: held)
+
+
+@pytest.mark.parametrize(
+    ("free", "size", "batch", "low_memory", "advice"),
+    [
+        (6 * 10**9, 512, 1, False, r"--low-memory needs 4\.\d GB"),
+        (9 * 10**9, 512, 4, False, r"--batch-size 1 needs 8\.\d GB"),
+        (5 * 10**9, 512, 4, True, r"--low-memory --batch-size 1 needs 4\.\d GB"),
+        (5 * 10**9, 1024, 1, True, "a smaller --size needs less"),
+        (10**9, 512, 1, False, "a smaller --size needs less"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    size: int,
+    batch: int,
+    low_memory: bool,
+    advice: str,
+) -> None:
+    there_are(monkeypatch, free)
+    message = (
+        rf"{size}x{size}, {batch} at once, needs about \d+\.\d GB of memory .*there are {free / 1e9:.1f} GB; {advice}"
+    )
+    with pytest.raises(RequestError, match=message) as error:
+        check_memory(bundle, size, size, batch, low_memory)
+    assert "\n" not in str(error.value)
+
+
+def test_what_fits_passes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there_are(monkeypatch, 16 * 10**9)
+    check_memory(bundle, 512, 512)
+    there_are(monkeypatch, 10**9, held=15 * 10**9)  # by the networks of an earlier request
+    check_memory(bundle, 512, 512)
+    there_are(monkeypatch, None)
+    check_memory(bundle, 2**14, 2**14)
+
+
+def test_this_machine_refuses_what_none_has(bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match=r"16384x16384, 1 at once, needs about \d{4,}\.\d GB of memory"):
+        check_memory(bundle, 2**14, 2**14)
+
+
+def test_a_bundle_of_pixels_has_no_estimate(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="tiny works on pixels"):
+        estimate(open_bundle(tiny_bundle.write(tmp_path)), 8, 8)
