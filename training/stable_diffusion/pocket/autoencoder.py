@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.arrays import UInt8
 from training.randomness import generator
 from training.stable_diffusion.config import VAEConfig
+from training.stable_diffusion.layers import ResnetBlock2D
 from training.stable_diffusion.pocket import checkpoint
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.config import TrainConfig, VAETraining
@@ -23,6 +24,7 @@ from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.vae import AutoencoderKL
 
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -30.0, 20.0
+INITIAL_LOG_VARIANCE = -5.0
 PREVIEWED, PREVIEWED_IN_A_ROW = 48, 16
 MEASURED = 2048  # scenes whose latents give the channels' means and scales
 ENCODED_AT_ONCE = 64
@@ -37,6 +39,7 @@ class VAEStage:
         self.config, self.device, self.optimizer = config, device, config.vae.optimizer
         torch.manual_seed(config.seed)
         self.network = AutoencoderKL(config.model.vae)
+        initialise(self.network)
         self.pictures = Ahead(lambda step: draw_pictures(sources, config.seed, "vae", step, self.optimizer.batch_size))
         self.sources, self.inputs = sources, sources.sha256
         self.file = folder / checkpoint.VAE_NAME
@@ -51,7 +54,8 @@ class VAEStage:
         mean, log_variance = posterior(self.network, target)
         noise = torch.randn(mean.shape, generator=generator(self.config.seed, "vae-noise", step)).to(self.device)
         rebuilt = self.network.decode(mean + torch.exp(0.5 * log_variance) * noise)
-        pixels, edges = F.l1_loss(rebuilt, target), edge_loss(rebuilt, target)
+        pixels = F.l1_loss(rebuilt, target) + F.mse_loss(rebuilt, target)
+        edges = edge_loss(rebuilt, target)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = pixels + self.config.vae.edge_weight * edges + self.config.vae.kl_weight * kl
         return loss, {"pixels": pixels.item(), "edges": edges.item(), "kl": kl.item()}
@@ -76,6 +80,21 @@ class VAEStage:
         finished = copy.deepcopy(average)
         standardise(finished, latents.mean((0, 2, 3)).to(self.device), latents.std((0, 2, 3)).to(self.device))
         checkpoint.write_vae(self.file, finished, metadata)
+
+
+@torch.no_grad()
+def initialise(vae: AutoencoderKL) -> None:
+    """Start so that colours get through: no layer makes them fainter, residual blocks pass their input on, and the
+    latents' noise does not drown them. From PyTorch's own start it takes several times as many steps."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight *= 3**0.5  # PyTorch's draws keep a third of the variance
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.zero_()
+    log_variances = {name: tensor.chunk(2)[1] for name, tensor in vae.quant_conv.state_dict().items()}
+    log_variances["weight"] *= 0.1
+    log_variances["bias"].fill_(INITIAL_LOG_VARIANCE)
 
 
 @torch.no_grad()

@@ -87,12 +87,14 @@ def main(argv: list[str]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae_file, model_file = run.folder / VAE_NAME, run.folder / MODEL_NAME
     if arguments.stage != "diffusion" and not vae_file.exists():
-        if not Trainer(VAEStage(config, sources, device, run.folder), run).run():
-            return 130
+        trainer = Trainer(VAEStage(config, sources, device, run.folder), run)
+        if not trainer.run():
+            return 130 if trainer.interrupted else 0
         print(f"{vae_file}: the VAE has learned; the text encoder and the UNet are next")
     if arguments.stage != "vae":
-        if not Trainer(DiffusionStage(config, sources, device, run.folder), run).run():
-            return 130
+        trainer = Trainer(DiffusionStage(config, sources, device, run.folder), run)
+        if not trainer.run():
+            return 130 if trainer.interrupted else 0
         print(f"{model_file}: export it with: python -m export sd15 {model_file} --out models_onnx/my-pocket")
     return 0
 

@@ -94,4 +94,4 @@ def sheet(pictures: UInt8, prompts: Sequence[str]) -> UInt8:
         page.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(textwrap.wrap(prompt or "(no prompt)", side // (LINE // 2 - 1))[:2]):
             pen.text((left, top + side + line * LINE), text, "black", font)
-    return np.asarray(page)
+    return np.array(page)

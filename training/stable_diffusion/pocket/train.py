@@ -93,6 +93,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, betas=betas)
         self.average = AveragedModel(self.network, multi_avg_fn=ema_update(self.config.ema_decay), use_buffers=True)
         self.step = 0
+        self.interrupted = False
         if run.resume and self.state_file.exists():
             self.load_state()
 
@@ -189,6 +190,7 @@ class Trainer:
                     last_preview = time.monotonic()
             self.save()
             if self.step < total:
+                self.interrupted = stop.requested
                 why = "interrupted" if stop.requested else "time is up"
                 reporter.say(f"{self.stage.name}: {why} at step {self.step} of {total}; continue with --resume")
         return self.step == total

@@ -1,0 +1,265 @@
+"""Proves the pocket model's training at a tiny size: both stages repeat bit for bit, also when they were stopped and
+resumed; what they refuse; and that the model they leave opens like any published checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.checkpoint import read
+from training.data import Dataset
+from training.errors import CheckpointError, TrainingError
+from training.stable_diffusion.config import (
+    SchedulerConfig,
+    StableDiffusionConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    UNetLevel,
+    VAEConfig,
+)
+from training.stable_diffusion.pocket import tokens
+from training.stable_diffusion.pocket.ahead import Ahead
+from training.stable_diffusion.pocket.autoencoder import VAEStage, encode, posterior, standardise, to_input
+from training.stable_diffusion.pocket.checkpoint import STATE
+from training.stable_diffusion.pocket.config import (
+    POCKET,
+    DiffusionTraining,
+    OptimizerConfig,
+    TrainConfig,
+    VAETraining,
+    pocket,
+)
+from training.stable_diffusion.pocket.denoiser import Denoiser, initialise
+from training.stable_diffusion.pocket.diffusion import DiffusionStage, diffusion_loss
+from training.stable_diffusion.pocket.scenes import draw_pictures
+from training.stable_diffusion.pocket.sources import Sources
+from training.stable_diffusion.pocket.train import Run, Trainer
+from training.stable_diffusion.vae import AutoencoderKL
+
+CPU = torch.device("cpu")
+TINY = StableDiffusionConfig(
+    text_encoder=TextEncoderConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2),
+    unet=UNetConfig(
+        levels=(UNetLevel(8, True), UNetLevel(16, False)),
+        layers_per_block=1,
+        num_attention_heads=2,
+        cross_attention_dim=8,
+        norm_num_groups=4,
+    ),
+    vae=VAEConfig(block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0),
+    scheduler=POCKET.scheduler,
+)
+STEPS = 6
+CONFIG = TrainConfig(
+    vae=VAETraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2)),
+    diffusion=DiffusionTraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2), block_size=4, blocks=2, block_steps=2),
+    model=TINY,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With more, threads wait for each other longer than these small networks compute, on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    draws = np.random.default_rng(0)
+    images = draws.integers(60, 256, (20, 1, 28, 28), np.uint8)
+    dataset = Dataset("specks", images, np.arange(20, dtype=np.uint8) % 10, sha256="of these specks")
+    return Sources.from_datasets(dataset, dataset)
+
+
+@pytest.fixture(scope="module")
+def with_vae(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose first stage has ended."""
+    folder = tmp_path_factory.mktemp("vae")
+    assert train("vae", folder, sources)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(with_vae: Path, sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never stopped."""
+    folder = copy_of(with_vae, tmp_path_factory.mktemp("whole"))
+    assert train("diffusion", folder, sources)
+    return folder
+
+
+def trainer(
+    stage: str, folder: Path, sources: Sources, config: TrainConfig = CONFIG, deadline: float = math.inf
+) -> Trainer:
+    torch.set_num_threads(1)  # also where a fixture calls before the one above has
+    make = {"vae": VAEStage, "diffusion": DiffusionStage}[stage]
+    return Trainer(make(config, sources, CPU, folder), Run(folder, True, deadline, progress=False))
+
+
+def train(stage: str, folder: Path, sources: Sources, config: TrainConfig = CONFIG) -> bool:
+    return trainer(stage, folder, sources, config).run()
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    return shutil.copytree(run, folder / "copy")
+
+
+@pytest.mark.parametrize("stage", ["vae", "diffusion"])
+def test_a_run_stopped_at_every_step_ends_with_the_same_bytes_as_one_never_stopped(
+    stage: str, with_vae: Path, whole: Path, sources: Sources, tmp_path: Path
+) -> None:
+    folder = tmp_path if stage == "vae" else copy_of(with_vae, tmp_path)
+    for _ in range(STEPS - 1):
+        assert not trainer(stage, folder, sources, deadline=time.monotonic()).run()
+    assert train(stage, folder, sources)
+    names = ["vae-state", "vae"] if stage == "vae" else ["diffusion-state", "model"]
+    for name in names:
+        assert (folder / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes(), name
+
+
+def test_the_number_of_steps_may_change_until_the_rate_falls(with_vae: Path, sources: Sources, tmp_path: Path) -> None:
+    def with_steps(steps: int) -> TrainConfig:
+        optimizer = dataclasses.replace(CONFIG.vae.optimizer, steps=steps)
+        return dataclasses.replace(CONFIG, vae=dataclasses.replace(CONFIG.vae, optimizer=optimizer))
+
+    for _ in range(3):
+        assert not trainer("vae", tmp_path, sources, with_steps(9), time.monotonic()).run()
+    assert train("vae", tmp_path, sources)
+    assert (tmp_path / "vae.safetensors").read_bytes() == (with_vae / "vae.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="steps 6 there and 7 here"):
+        trainer("vae", tmp_path, sources, with_steps(7))
+
+
+def test_a_stage_does_not_resume_from_another_run(
+    with_vae: Path, whole: Path, sources: Sources, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"belongs to another run \(seed 0 there and 1 here\)"):
+        trainer("vae", with_vae, sources, dataclasses.replace(CONFIG, seed=1))
+    others = dataclasses.replace(sources, sha256="of others")
+    with pytest.raises(CheckpointError, match="other images or another VAE"):
+        trainer("diffusion", whole, others)
+    spoilt = copy_of(whole, tmp_path)
+    (spoilt / "vae-state.safetensors").write_bytes((spoilt / "diffusion-state.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="is not the state of a run"):
+        trainer("vae", spoilt, sources)
+
+
+def test_diffusion_needs_a_vae_of_the_same_sizes(with_vae: Path, sources: Sources, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist; make one with: python -m training stable-diffusion"):
+        trainer("diffusion", tmp_path, sources)
+    model = dataclasses.replace(TINY, vae=dataclasses.replace(TINY.vae, block_out_channels=(4, 8, 8)))
+    with pytest.raises(CheckpointError, match="has other sizes"):
+        trainer("diffusion", with_vae, sources, dataclasses.replace(CONFIG, model=model))
+
+
+def test_both_stages_show_a_sheet(whole: Path) -> None:
+    for stage in ("vae", "diffusion"):
+        (sheet,) = (whole / stage / "samples").glob("*.png") if (whole / stage).exists() else ()
+        with Image.open(sheet) as picture:
+            assert picture.mode == "RGB"
+
+
+def test_standardising_moves_the_latents_to_unit_scale_and_leaves_the_pictures(sources: Sources) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(TINY.vae).eval()
+    pictures = draw_pictures(sources, 0, "test", 0, 8)
+    with torch.no_grad():
+        before = vae.decode(encode(vae, pictures, CPU))
+        log_variance = posterior(vae, to_input(pictures))[1]
+        latents = encode(vae, pictures, CPU)
+        mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        standardise(vae, mean, std)
+        latents = encode(vae, pictures, CPU)
+        torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+        torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+        torch.testing.assert_close(vae.decode(latents), before, atol=1e-4, rtol=0)
+        after = posterior(vae, to_input(pictures))[1]
+        torch.testing.assert_close(after, log_variance - 2 * std.log()[:, None, None], atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_that_no_caption_has_stay_zero(whole: Path) -> None:
+    denoiser = Denoiser(TINY)
+    initialise(denoiser)
+    tensors, _ = read(whole / "diffusion-state.safetensors", STATE)
+    table = tensors["network.text_encoder.text_model.embeddings.token_embedding.weight"]
+    known = torch.zeros(len(table), dtype=torch.bool)
+    known[tokens.known_token_ids()] = True
+    assert not table[~known].any()
+    assert table[known].any(dim=1).all()
+
+
+def test_a_perfect_prediction_has_no_loss_and_any_error_counts_at_the_end_of_the_schedule() -> None:
+    scheduler = SchedulerConfig(prediction_type="v_prediction", zero_terminal_snr=True)
+    latents, noise = torch.randn(2, 3, 4, 4, 4).unbind()
+    timesteps = torch.tensor([0, 500, 999])
+    alphas_cumprod = scheduler.alphas_cumprod[timesteps].float()[:, None, None, None]
+    v = alphas_cumprod.sqrt() * noise - (1 - alphas_cumprod).sqrt() * latents
+    ids = torch.zeros(3, 77, dtype=torch.int64)
+
+    class Says(torch.nn.Module):
+        def __init__(self, error: torch.Tensor) -> None:
+            super().__init__()
+            self.error = error
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return v + self.error
+
+    assert diffusion_loss(Says(torch.zeros(())), scheduler, 5.0, latents, ids, timesteps, noise) < 1e-10
+    weights = torch.stack(
+        [
+            diffusion_loss(Says(torch.eye(3)[i][:, None, None, None]), scheduler, 5.0, latents, ids, timesteps, noise)
+            for i in range(3)
+        ]
+    )
+    expected = (5 * (1 - alphas_cumprod.flatten())).clamp(max=1) / 3
+    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-4)
+    assert weights[2] == pytest.approx(1 / 3)
+
+
+def test_things_are_made_ahead_and_in_any_order_the_same() -> None:
+    made: list[int] = []
+
+    def make(index: int) -> int:
+        made.append(index)
+        return index * index
+
+    ahead = Ahead(make)
+    assert [ahead(0), ahead(1), ahead(7), ahead(2)] == [0, 1, 49, 4]
+    assert made[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 2}, "steps is 2; it must be at least warmup_steps and decay_steps together, 3"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0; it must be at least 0 and below 1"),
+    ],
+)
+def test_impossible_numbers_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG.vae.optimizer, **change)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    rates = [OptimizerConfig(10, 1, 2.0, 2, 4).learning_rate_at(step) for step in range(10)]
+    assert rates == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5]
+
+
+def test_the_configuration_survives_a_checkpoint() -> None:
+    assert TrainConfig.from_json(pocket().to_json()) == pocket()
+    with pytest.raises(ValueError, match="block_out_channels"):
+        TrainConfig.from_json(pocket().to_json().replace("[16, 32, 64]", '"16, 32, 64"'))
+    assert issubclass(CheckpointError, TrainingError)
