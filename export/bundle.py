@@ -1,13 +1,11 @@
-"""Writing a bundle (``docs/bundle.md``): graphs with their parity, ready-made plans, and the manifest."""
+"""Writing a bundle (``docs/bundle.md``): what files it holds, ready-made plans, and the manifest."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,6 @@ import onnxscript
 import torch
 
 from export.errors import ExportError
-from export.graphs import GraphSpec, Sizes
-from export.half import write_half
-from export.parity import Parity, measure
-from export.rounded import measure_half
-from export.stress import stress_inputs
-from export.trace import OPSET, TracedGraph, trace
 from runtime.bundle import FORMAT_VERSION, MANIFEST, open_bundle
 from runtime.errors import BundleError
 from runtime.plan import NoiseSchedule, Plan, compile_plan
@@ -39,69 +31,6 @@ def digest(path: Path) -> str:
 
 def describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "size": path.stat().st_size, "sha256": digest(path)}
-
-
-def export_graph(
-    spec: GraphSpec,
-    folder: Path,
-    accepted: float | None,
-    report: Callable[[str], None],
-    stress_sizes: Sizes | None = None,
-) -> tuple[dict[str, Any], Parity]:
-    """Write one graph and hold it against PyTorch, with a line for people at each stage.
-
-    Args:
-        spec: the graph.
-        folder: where to write it.
-        accepted: as ``measure``.
-        report: is called with each line.
-        stress_sizes: the dynamic dimensions at which to look for values that fp16 could not hold. With them the fp16
-            variant is written, once the fp32 one has been held against PyTorch, and takes its place.
-
-    Returns:
-        The graph's entry in the manifest, and the parity in it.
-
-    Raises:
-        ExportError: the graph cannot be traced, or differs from PyTorch by more than its bound.
-        OSError: it cannot be written.
-    """
-    begun = time.monotonic()
-    report(f"{spec.role}: tracing …")
-    traced = trace(spec, folder / f"{spec.role}-fp32.onnx")
-    written = time.monotonic()
-    parity = measure(spec, traced.path, accepted=accepted)
-    seconds = f"traced in {written - begun:.0f} s, compared in {time.monotonic() - written:.0f} s"
-    report(f"{spec.role} fp32: {megabytes(traced)}, {parity}; {seconds}")
-    if stress_sizes is None:
-        return describe_graph(traced, parity), parity
-
-    begun = time.monotonic()
-    half = write_half(traced.path, folder / f"{spec.role}-fp16.onnx", stress_inputs(spec, stress_sizes))
-    for path in traced.files:
-        path.unlink()
-    traced = dataclasses.replace(traced, path=half.path, external_data=half.external_data)
-    parity = measure_half(spec, half.path)
-    report(f"{spec.role} fp16: {megabytes(traced)}, {parity}, {half}; {time.monotonic() - begun:.0f} s")
-    return describe_graph(traced, parity), parity
-
-
-def megabytes(traced: TracedGraph) -> str:
-    return f"{sum(path.stat().st_size for path in traced.files) / 1e6:.1f} MB"
-
-
-def describe_graph(traced: TracedGraph, parity: Parity) -> dict[str, Any]:
-    """A graph's entry in the manifest."""
-    graph, *external = (describe_file(path) for path in traced.files)
-    return {
-        **graph,
-        "external_data": external,
-        "inputs": traced.inputs,
-        "outputs": traced.outputs,
-        "providers": ["any"],
-        "opset": OPSET,
-        "parity": dataclasses.asdict(parity),
-        "initializers": traced.initializers,
-    }
 
 
 def default_plans(schedule: NoiseSchedule, sampler: str, default_steps: int, **options: Any) -> dict[str, Plan]:

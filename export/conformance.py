@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import save
 
 from export.graphs import GraphSpec
+from export.parity import Question
 from runtime.noise import mersenne_words, noise_generator, philox_words
 from runtime.plan import Plan
 
@@ -41,6 +42,13 @@ BITS = (
 )
 
 
+def question(spec: GraphSpec) -> Question:
+    """Inputs of the spec's example sizes, and PyTorch's answer."""
+    inputs = spec.draw(spec.example_sizes, torch.Generator().manual_seed(INPUT_SEED))
+    outputs = spec.reference(inputs)
+    return ({name: x.numpy() for name, x in inputs.items()}, {name: x.numpy() for name, x in outputs.items()})
+
+
 class Conformance:
     """The cases and tensors of one conformance file, as they are collected."""
 
@@ -57,16 +65,15 @@ class Conformance:
         self.tensors[full] = np.ascontiguousarray(array)
         return full
 
-    def add_graph(self, spec: GraphSpec, variant: str, tolerance: float) -> None:
-        """What PyTorch says to inputs of the spec's example sizes."""
-        inputs = spec.draw(spec.example_sizes, torch.Generator().manual_seed(INPUT_SEED))
-        outputs = spec.reference(inputs)
+    def add_graph(self, role: str, variant: str, example: Question, tolerance: float) -> None:
+        """What PyTorch says of an example."""
+        inputs, outputs = example
         self.add(
             "graph",
-            graph=spec.role,
+            graph=role,
             variant=variant,
-            inputs={name: self.store(f"inputs.{name}", tensor.numpy()) for name, tensor in inputs.items()},
-            outputs={name: self.store(f"outputs.{name}", tensor.numpy()) for name, tensor in outputs.items()},
+            inputs={name: self.store(f"inputs.{name}", array) for name, array in inputs.items()},
+            outputs={name: self.store(f"outputs.{name}", array) for name, array in outputs.items()},
             tolerance=tolerance,
         )
 

@@ -16,12 +16,12 @@ from export.bundle import (
     default_plans,
     describe_schedule,
     digest,
-    export_graph,
     exporter_versions,
     write_manifest,
 )
-from export.conformance import HOST_MARGIN, Array, Conformance
+from export.conformance import Array, Conformance
 from export.errors import ExportError
+from export.graph_writer import GraphWriter
 from export.graphs import class_conditional_unet
 from export.staging import replacing
 from runtime.bundle import CONFORMANCE
@@ -183,12 +183,11 @@ def export_ddpm(
     plans = default_plans(schedule, DEFAULT_SAMPLER, default_steps(schedule), eta=0.0)
     with replacing(target) as folder:
         spec = class_conditional_unet(checkpoint.network, checkpoint.config.schedule.num_train_timesteps)
-        entry, parity = export_graph(spec, folder, accepted, report)
         conformance = Conformance()
-        conformance.add_graph(spec, "fp32", HOST_MARGIN * parity.bound)
         add_cases(conformance, checkpoint, plans)
+        writer = GraphWriter(folder, conformance, accepted, report)
+        graphs = {spec.role: writer.write(spec)}
         (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
-        graphs = {spec.role: {"fp32": entry}}
         tables = {name: plan.to_json() for name, plan in plans.items()}
         write_manifest(folder, {**describe(checkpoint, name), "graphs": graphs, "plans": tables})
     report(f"{target}: written; draw from it with: python -m runtime --model {target} -o picture.png")

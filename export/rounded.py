@@ -8,7 +8,7 @@ overflows here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from export.errors import ExportError
 from export.graphs import GraphSpec
 from export.half import FLOAT, HALF, cast_node
-from export.parity import SEED, Parity, questions, summarise
+from export.parity import SEED, Parity, Question, questions, summarise
 from export.survey import Array, load, name_of, open_graph
 
 PSNR_FLOOR = 40.0
@@ -66,11 +66,17 @@ def widen(graph: ir.Graph, value: ir.Value, producer: ir.Node | None) -> None:
         node.replace_input_with(index, nodes[-1].outputs[0])
 
 
-def measure_half(spec: GraphSpec, path: Path, seed: int = SEED) -> Parity:
+def measure_half(spec: GraphSpec, path: Path, seed: int = SEED, cases: Sequence[Question] | None = None) -> Parity:
     """Hold an fp16 file against PyTorch, with everything rounded as a GPU rounds it.
 
     It is measured at the last of the spec's ``parity_sizes`` alone: that the graph is right at all of them was shown in
     float32, and rounding does not depend on sizes.
+
+    Args:
+        spec: the graph.
+        path: the fp16 file.
+        seed: of the inputs.
+        cases: the one question, with PyTorch's answer, where PyTorch has been asked before.
 
     Returns:
         The parity, for the manifest; its tolerance is ``HALF_TOLERANCE`` of the largest value, and as much again.
@@ -79,7 +85,7 @@ def measure_half(spec: GraphSpec, path: Path, seed: int = SEED) -> Parity:
         ExportError: the graph is not within that, or below ``PSNR_FLOOR``, or it does not run.
     """
     spec = replace(spec, parity_sizes=spec.parity_sizes[-1:], tolerance=HALF_TOLERANCE)
-    [(inputs, answers)] = questions(spec, seed)
+    [(inputs, answers)] = questions(spec, seed) if cases is None else cases
     outputs = load_rounded(path)(inputs)
     differences = [(outputs[name] - answer).astype(np.float64).ravel() for name, answer in answers.items()]
     largest = max(float(np.abs(answer).max()) for answer in answers.values())

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.bundle import check_name, default_plans, describe_file, describe_schedule, export_graph, write_manifest
-from export.conformance import HOST_MARGIN, Conformance
+from export.bundle import check_name, default_plans, describe_file, describe_schedule, write_manifest
+from export.conformance import Conformance
 from export.errors import ExportError
+from export.graph_writer import GraphWriter
 from export.sd15_graphs import SPECS, modules, stress_sizes
 from export.sd15_picture import add_picture, add_tokens
 from export.sd15_source import Source, open_source
@@ -149,7 +150,7 @@ def export_sd15(
     with replacing(target) as folder:
         conformance = Conformance()
         add_cases(conformance, opened, plans, precision, report)
-        graphs = write_graphs(opened, folder, precision, accepted, conformance, report)
+        graphs = write_graphs(opened, GraphWriter(folder, conformance, accepted, report), precision)
         (folder / TOKENIZER).write_bytes(opened.tokenizer.data)
         (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
         manifest = describe(opened, name, schedule)
@@ -181,23 +182,11 @@ def add_cases(
         report(f"{CONFORMANCE}: drew a picture in PyTorch in {time.monotonic() - begun:.0f} s")
 
 
-def write_graphs(
-    source: Source,
-    folder: Path,
-    precision: str,
-    accepted: float | None,
-    conformance: Conformance,
-    report: Callable[[str], None],
-) -> dict[str, Any]:
-    """Write the four graphs, and what they should say; returns the manifest's ``graphs``."""
+def write_graphs(source: Source, writer: GraphWriter, precision: str) -> dict[str, Any]:
+    """Write the four graphs; returns the manifest's ``graphs``. The model has no weights afterwards."""
     model = source.model
     graphs = {}
     for role, module in modules(model.text_encoder, model.unet, model.vae).items():
         spec = SPECS[role](module, model.config)
-        stress = stress_sizes(role, model.config) if precision == "fp16" else None
-        entry, parity = export_graph(spec, folder, accepted, report, stress)
-        # A tolerance in fp16 is a share of the largest value, to which a host's order of adding adds nothing.
-        tolerance = parity.bound if precision == "fp16" else HOST_MARGIN * parity.bound
-        conformance.add_graph(spec, precision, tolerance)
-        graphs[role] = {precision: entry}
+        graphs[role] = writer.write(spec, stress_sizes(role, model.config) if precision == "fp16" else None)
     return graphs

@@ -1,0 +1,99 @@
+"""From a ``GraphSpec`` to its place in a bundle: file, parity with PyTorch, entry in the manifest, conformance."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.bundle import describe_file
+from export.conformance import HOST_MARGIN, Conformance, question
+from export.graphs import GraphSpec, Sizes
+from export.half import write_half
+from export.parity import SEED, Parity, measure, questions
+from export.rounded import measure_half
+from export.stress import stress_inputs
+from export.trace import OPSET, TracedGraph, trace
+
+
+@dataclass(frozen=True)
+class GraphWriter:
+    """Writes the graphs of one bundle.
+
+    Attributes:
+        folder: where to.
+        conformance: is given a case for each graph.
+        accepted: a bound on the difference from PyTorch to accept where it is looser than the usual one.
+        report: is called with a line for people at each stage.
+    """
+
+    folder: Path
+    conformance: Conformance
+    accepted: float | None
+    report: Callable[[str], None]
+
+    def write(self, spec: GraphSpec, stress_sizes: Sizes | None = None) -> dict[str, dict[str, Any]]:
+        """Write a graph and hold it against PyTorch.
+
+        PyTorch says its part first and lets go of the weights: what it and ONNX Runtime need is never needed at once.
+
+        Args:
+            spec: the graph; its module has no weights afterwards.
+            stress_sizes: the dynamic dimensions at which to look for values that fp16 could not hold. With them the
+                fp16 variant is written, once the fp32 one has been held against PyTorch, and takes its place.
+
+        Returns:
+            The variant's name and its entry in the manifest.
+
+        Raises:
+            ExportError: the graph cannot be traced, or differs from PyTorch by more than its bound.
+            OSError: it cannot be written.
+        """
+        begun = time.monotonic()
+        self.report(f"{spec.role}: tracing …")
+        traced = trace(spec, self.folder / f"{spec.role}-fp32.onnx")
+        written = time.monotonic()
+        cases, example = questions(spec, SEED), question(spec)
+        samples = stress_inputs(spec, stress_sizes) if stress_sizes else []
+        spec.module.to_empty(device="meta")
+        gc.collect()
+        parity = measure(spec, traced.path, accepted=self.accepted, cases=cases)
+        seconds = f"traced in {written - begun:.0f} s, compared in {time.monotonic() - written:.0f} s"
+        self.report(f"{spec.role} fp32: {megabytes(traced)}, {parity}; {seconds}")
+        if not samples:
+            self.conformance.add_graph(spec.role, "fp32", example, HOST_MARGIN * parity.bound)
+            return {"fp32": describe_graph(traced, parity)}
+
+        begun = time.monotonic()
+        half = write_half(traced.path, self.folder / f"{spec.role}-fp16.onnx", samples)
+        for path in traced.files:
+            path.unlink()
+        traced = replace(traced, path=half.path, external_data=half.external_data)
+        parity = measure_half(spec, half.path, cases=cases[-1:])
+        seconds = f"made and compared in {time.monotonic() - begun:.0f} s"
+        self.report(f"{spec.role} fp16: {megabytes(traced)}, {parity}, {half}; {seconds}")
+        # The bound in fp16 is a share of the largest value, to which a host's order of adding adds nothing.
+        self.conformance.add_graph(spec.role, "fp16", example, parity.bound)
+        return {"fp16": describe_graph(traced, parity)}
+
+
+def megabytes(traced: TracedGraph) -> str:
+    return f"{sum(path.stat().st_size for path in traced.files) / 1e6:.1f} MB"
+
+
+def describe_graph(traced: TracedGraph, parity: Parity) -> dict[str, Any]:
+    """A graph's entry in the manifest."""
+    graph, *external = (describe_file(path) for path in traced.files)
+    return {
+        **graph,
+        "external_data": external,
+        "inputs": traced.inputs,
+        "outputs": traced.outputs,
+        "providers": ["any"],
+        "opset": OPSET,
+        "parity": asdict(parity),
+        "initializers": traced.initializers,
+    }
