@@ -1,17 +1,19 @@
 """How much memory a request needs, so that what cannot end well is refused before it begins.
 
 The terms are fitted to full-size Stable Diffusion 1.5 in float32, ONNX Runtime 1.32 on the CPU, weights as external
-data, each in a process of its own. Peaks of anonymous memory of the U-Net (3,279 MiB of weights), in MiB:
+data, each in a process of its own. Peaks of anonymous memory in MiB:
 
-    ====  =========  ========  =========
-    rows  pixels     measured  estimated
-    ====  =========  ========  =========
-    1     256 x 256  3,503     3,521
-    2     256 x 256  3,610     3,635
-    1     384 x 640  4,427     4,495
-    1     512 x 512  4,559     4,631
-    2     512 x 512  5,830     5,855
-    ====  =========  ========  =========
+    ===========  ====  =========  ========  =========
+    network      rows  pixels     measured  estimated
+    ===========  ====  =========  ========  =========
+    unet         1     256 x 256  3,503     3,521
+    unet         2     256 x 256  3,610     3,635
+    unet         1     384 x 640  4,427     4,495
+    unet         1     512 x 512  4,559     4,631
+    unet         2     512 x 512  5,830     5,855
+    vae_decoder  1     256 x 256  621       691
+    vae_decoder  1     512 x 512  1,928     2,003
+    ===========  ====  =========  ========  =========
 
 A graph whose attention an engine has fused needs less. The estimate is for refusing what is hopeless, not for planning.
 """
@@ -36,7 +38,7 @@ UNET_PER_LATENT = 50 * 1024
 UNET_FIXED = 64 * MIB
 # The VAE: feature maps of 128 to 256 channels at full size, or scores and softmax of its one head.
 VAE_ATTENTION = 2 * FLOAT
-VAE_PER_PIXEL = 4800
+VAE_PER_PIXEL = 7000
 TEXT_ENCODER_FIXED = 64 * MIB
 
 

@@ -111,19 +111,26 @@ def test_this_machine_and_this_process() -> None:
     assert held_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
 
 
-# Peaks of anonymous memory in MiB: rows, height, width, peak. The table in ``runtime.memory`` is this one.
-UNET_PEAKS = [(1, 256, 256, 3503), (2, 256, 256, 3610), (1, 384, 640, 4427), (1, 512, 512, 4559), (2, 512, 512, 5830)]
+# Peaks of anonymous memory in MiB: stage, rows, height, width, peak. The table in ``runtime.memory`` is this one.
+PEAKS = [
+    (1, 1, 256, 256, 3503),
+    (1, 2, 256, 256, 3610),
+    (1, 1, 384, 640, 4427),
+    (1, 1, 512, 512, 4559),
+    (1, 2, 512, 512, 5830),
+    (2, 1, 256, 256, 621),
+    (2, 1, 512, 512, 1928),
+]
 
 
-@pytest.mark.parametrize(("rows", "height", "width", "measured"), UNET_PEAKS)
-def test_the_unets_estimate_is_what_was_measured(
-    bundle: Bundle, rows: int, height: int, width: int, measured: int
+@pytest.mark.parametrize(("stage", "rows", "height", "width", "measured"), PEAKS)
+def test_the_estimate_is_what_was_measured(
+    bundle: Bundle, stage: int, rows: int, height: int, width: int, measured: int
 ) -> None:
-    """Within five hundredths, and never below."""
-    low_memory = rows == 1
-    found = estimate(bundle, width, height, 1, low_memory).stages[1]
+    """Within an eighth, and never below."""
+    found = estimate(bundle, width, height, 1, low_memory=rows == 1).stages[stage]
     estimated = (PROCESS + found.weights + found.activations) / MIB
-    assert measured <= estimated <= 1.05 * measured
+    assert measured <= estimated <= 1.125 * measured
 
 
 def test_more_is_never_less(bundle: Bundle) -> None:
