@@ -73,7 +73,7 @@ class PromptTokenizer:
         if self.conditioning.known_words is None:
             return
         known = set(self.conditioning.known_words)
-        unknown = [word for word in dict.fromkeys(re.findall(r"\w+", prompt.lower())) if word not in known]
+        unknown = [word for word in dict.fromkeys(re.findall(r"\w+(?:-\w+)*", prompt.lower())) if word not in known]
         if unknown:
             warnings.warn(
                 f"{self.name} was not trained with {shortened(', '.join(unknown))!r}; "
