@@ -82,7 +82,6 @@ def test_memory_is_that_of_the_changed_weights_and_of_one_layer_in_float64(lora)
     command = [sys.executable, "-c", MEMORY, str(full_size.single_file()), str(lora[0])]
     root = Path(__file__).parents[1]
     measured = json.loads(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
-    print(measured)
     model = load_checkpoint(full_size.single_file())
     changed = sum(weight.nbytes for weight in layers(model).values())
     largest = layers(model)[LARGEST].numel() * torch.float64.itemsize
