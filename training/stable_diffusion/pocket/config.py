@@ -180,7 +180,7 @@ def pocket() -> TrainConfig:
     """Eight hours on two cores that others use, too."""
     return TrainConfig(
         vae=VAETraining(OptimizerConfig(10_000, 8, 1.5e-3, 100, 3_000)),
-        diffusion=DiffusionTraining(OptimizerConfig(20_000, 32, 1e-3, 500, 6_000, ema_decay=0.9995)),
+        diffusion=DiffusionTraining(OptimizerConfig(14_000, 32, 1e-3, 500, 4_000, ema_decay=0.9995)),
     )
 
 
