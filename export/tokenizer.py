@@ -72,14 +72,15 @@ def find_tokenizer(checkpoint: Path | None, given: Path | None, text: TextEncode
         ExportError: a file is damaged or no tokenizer, or has more tokens than the text encoder.
     """
     folder = checkpoint / "tokenizer" if checkpoint else None
-    pad = None
+    pad: str | None = None
+    where: object = "CLIP's tokenizer"
     if given is not None:
         tokenizer, where = parse(read(given), given), given
     elif folder and folder.is_dir():
         tokenizer, where = own_tokenizer(folder), folder
         pad = pad_token(folder)
     else:
-        tokenizer, where = shipped(), TOKENIZER_FILE
+        tokenizer = shipped()
     tokenizer.no_truncation()
     tokenizer.no_padding()
     data = TOKENIZER_FILE.read_bytes() if does_as(tokenizer, shipped()) else tokenizer.to_str(pretty=True).encode()

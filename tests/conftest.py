@@ -1,10 +1,13 @@
-"""What the tests share: real digits, where whole data sets lie, and which tests this machine cannot run."""
+"""What the tests share: real digits, where whole data sets lie, a disk that is soon full, and which tests this machine
+cannot run."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +50,18 @@ def mnist_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"{DATA_VARIABLE} is {folder}, which is no folder", pytrace=False)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here; it takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @cache
