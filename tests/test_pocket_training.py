@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training.checkpoint import read
+from export.sd15_source import stated_by
+from training.checkpoint import read, write
 from training.data import Dataset
 from training.errors import CheckpointError, TrainingError
+from training.stable_diffusion.checkpoint import load_checkpoint
 from training.stable_diffusion.config import (
     SchedulerConfig,
     StableDiffusionConfig,
@@ -29,7 +31,8 @@ from training.stable_diffusion.config import (
 from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import VAEStage, encode, posterior, standardise, to_input
-from training.stable_diffusion.pocket.checkpoint import STATE
+from training.stable_diffusion.pocket.captions import known_words
+from training.stable_diffusion.pocket.checkpoint import STATE, VAE
 from training.stable_diffusion.pocket.config import (
     POCKET,
     DiffusionTraining,
@@ -149,10 +152,12 @@ def test_a_stage_does_not_resume_from_another_run(
     others = dataclasses.replace(sources, sha256="of others")
     with pytest.raises(CheckpointError, match="other images or another VAE"):
         trainer("diffusion", whole, others)
-    spoilt = copy_of(whole, tmp_path)
-    (spoilt / "vae-state.safetensors").write_bytes((spoilt / "diffusion-state.safetensors").read_bytes())
+    spoilt = copy_of(whole, tmp_path) / "vae-state.safetensors"
+    tensors, metadata = read(spoilt, STATE)
+    del tensors["optimizer.exp_avg.quant_conv.bias"]
+    write(spoilt, STATE, tensors, metadata)
     with pytest.raises(CheckpointError, match="is not the state of a run"):
-        trainer("vae", spoilt, sources)
+        trainer("vae", spoilt.parent, sources)
 
 
 def test_diffusion_needs_a_vae_of_the_same_sizes(with_vae: Path, sources: Sources, tmp_path: Path) -> None:
@@ -168,6 +173,20 @@ def test_both_stages_show_a_sheet(whole: Path) -> None:
         (sheet,) = (whole / stage / "samples").glob("*.png") if (whole / stage).exists() else ()
         with Image.open(sheet) as picture:
             assert picture.mode == "RGB"
+
+
+def test_the_model_opens_like_a_published_checkpoint_and_states_its_sizes_and_words(whole: Path) -> None:
+    path = whole / "model.safetensors"
+    assert stated_by(path) == (TINY, known_words())
+    model = load_checkpoint(path, config=TINY)
+    tensors, _ = read(whole / "diffusion-state.safetensors", STATE)
+    average = {name.removeprefix("average.module."): tensor for name, tensor in tensors.items()}
+    for name, network in (("unet", model.unet), ("text_encoder", model.text_encoder)):
+        for key, tensor in network.state_dict().items():
+            assert torch.equal(tensor, average[f"{name}.{key}"]), key
+    vae, _ = read(whole / "vae.safetensors", VAE)
+    for key, tensor in model.vae.state_dict().items():
+        assert torch.equal(tensor, vae[key]), key
 
 
 def test_standardising_moves_the_latents_to_unit_scale_and_leaves_the_pictures(sources: Sources) -> None:
