@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,11 +25,11 @@ SOURCES = ("export/*.py", "training/*.py", "training/ddpm/sampler.py", "training
 APART = ("training/stable_diffusion/lora", "training/stable_diffusion/pocket")
 NAME = "sd15"
 
-EXPORT = """
+MEASURED = """
 import json, resource, sys, time
 from export.__main__ import main
 begun = time.monotonic()
-status = main(["sd15", sys.argv[1], "--out", sys.argv[2], "--licence", "none: random weights"])
+status = main(sys.argv[1:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"status": status, "seconds": time.monotonic() - begun, "peak_bytes": peak}))
 """
@@ -37,7 +37,7 @@ print(json.dumps({"status": status, "seconds": time.monotonic() - begun, "peak_b
 
 @dataclass(frozen=True)
 class Export:
-    """How the bundle was made: the command's lines, how long it took, and the most memory that it had."""
+    """What a command of ``python -m export`` said, how long it took, and the most memory that it had."""
 
     lines: tuple[str, ...]
     seconds: float
@@ -69,18 +69,25 @@ def exported_bundle() -> Path:
 def how_it_was_made() -> Export:
     """What making the bundle took, on whatever machine and at whatever time that was."""
     said = json.loads((exported_bundle().parent / "export.json").read_text())
-    return Export(tuple(said["lines"]), said["seconds"], said["peak_bytes"])
+    return Export(**said)
 
 
 def make(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", EXPORT, str(full_size.single_file()), str(folder / NAME)]
+    options = ("--out", folder / NAME, "--licence", "none: random weights")
+    made = run_measured("sd15", full_size.single_file(), *options)
+    (folder / "export.json").write_text(json.dumps(asdict(made)))
+
+
+def run_measured(*arguments: str | Path) -> Export:
+    """Run a command as a process of its own, which must succeed."""
+    command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     *lines, measured = done.stdout.splitlines()
     said = json.loads(measured)
     assert said.pop("status") == 0, lines
-    (folder / "export.json").write_text(json.dumps({"lines": lines, **said}))
+    return Export(tuple(lines), **said)
 
 
 if __name__ == "__main__":

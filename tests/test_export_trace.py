@@ -4,6 +4,7 @@ otherwise than its spec says is refused."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,13 @@ def test_weights_above_the_limit_lie_beside_the_graph(spec: GraphSpec, traced: T
     apart.external_data.unlink()
     with pytest.raises(ExportError, match=r"^graph.onnx does not load in ONNX Runtime"):  # they really were there
         measure(spec, apart.path)
+
+
+@pytest.mark.parametrize("external_data_above", [0, 2**30])
+def test_a_full_disk_is_told(spec: GraphSpec, small_disk: Path, external_data_above: int) -> None:
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(OSError, match=r"[Ss]pace"):
+        trace(spec, small_disk / "graph.onnx", external_data_above)
 
 
 class Awkward(nn.Module):
