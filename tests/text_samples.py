@@ -1,4 +1,7 @@
-"""A small text-to-image model for the tests of export and of the runtime: a checkpoint, a tokenizer, and a bundle."""
+"""A small text-to-image model for the tests of export and of the runtime: a checkpoint, a tokenizer, and a bundle.
+
+``python tests/text_samples.py FOLDER`` exports what lies in a folder, in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import atexit
 import json
 import shutil
 import string
+import sys
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -44,19 +48,24 @@ def write_checkpoint(path: Path, config: StableDiffusionConfig = CONFIG) -> Path
     return path
 
 
-@cache
-def sample_folder() -> Path:
-    """A folder with ``model.safetensors``, ``tokenizer.json`` and the bundle ``pocket``, made once for all tests."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    checkpoint = write_checkpoint(folder / "model.safetensors")
-    tokenizer = write_tokenizer(folder / "tokenizer.json")
+def export(folder: Path) -> Path:
+    """The bundle ``pocket`` of the ``model.safetensors`` and ``tokenizer.json`` beside it."""
+    checkpoint, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
     export_sd15(
         checkpoint, folder / "pocket", config=CONFIG, tokenizer=tokenizer, licence="none", report=lambda _: None
     )
-    return folder
+    return folder / "pocket"
 
 
+@cache
 def sample_bundle() -> Path:
-    """The bundle; copy it before you change it."""
-    return sample_folder() / "pocket"
+    """A bundle, beside what it was made of, made once for all tests; copy it before you change it."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_checkpoint(folder / "model.safetensors")
+    write_tokenizer(folder / "tokenizer.json")
+    return export(folder)
+
+
+if __name__ == "__main__":
+    export(Path(sys.argv[1]))
