@@ -204,7 +204,7 @@ def open_session(engine: Any, model: bytes | Path, provider: str, threads: int |
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never another one by its first bytes
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
-    # A memory pattern is a second pool of the size of the first, made at the second run of the same shape: a VAE decoder
+    # A memory pattern is a second pool as large as the first, made at the second run of the same shape: a VAE decoder
     # at 256 x 256 then holds 1.06 GB instead of 0.73, and no network that was tried ran faster with it.
     options.enable_mem_pattern = False
     if threads is not None:
