@@ -6,8 +6,9 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from runtime.errors import RequestError
 UInt8 = npt.NDArray[np.uint8]
 METADATA_KEY = "diffusion-anywhere"
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+MAX_SIDES = {"PNG": 2**31 - 1, "WEBP": 2**14 - 1, "JPEG": 65500}  # of libpng, libwebp and libjpeg
+GAP = 2  # pixels between the images of a sheet
 
 
 def to_uint8(sample: npt.NDArray[np.float32]) -> UInt8:
@@ -34,25 +37,53 @@ def to_pil(image: UInt8) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def make_grid(images: UInt8, columns: int, gap: int = 2) -> UInt8:
+def grid_size(count: int, width: int, height: int, columns: int) -> tuple[int, int]:
+    """Width and height of the sheet that ``make_grid`` makes."""
+    rows = -(-count // columns)
+    return columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
+
+
+def make_grid(images: UInt8, columns: int) -> UInt8:
     """Images (B, H, W, C) on one sheet, row by row, with a gap of middle grey between them."""
     count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 127, np.uint8)
+    sheet_width, sheet_height = grid_size(count, width, height, columns)
+    sheet = np.full((sheet_height, sheet_width, channels), 127, np.uint8)
     for index, image in enumerate(images):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
         sheet[top : top + height, left : left + width] = image
     return sheet
 
 
+def check_size(suffix: str, width: int, height: int) -> None:
+    """Find out before an hour's work, not after it, whether a format holds a picture of a size.
+
+    Raises:
+        RequestError: it is too wide or too high.
+    """
+    name = FORMATS[suffix]
+    if max(width, height) > MAX_SIDES[name]:
+        raise RequestError(
+            f"a picture of {width}x{height} pixels is too large for {name}, which has at most {MAX_SIDES[name]} a side;"
+            " write .png, or fewer images on a sheet"
+        )
+
+
 def encode_image(image: UInt8, suffix: str, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """An encoded file. PNG carries ``metadata`` as a JSON text chunk."""
+    """An encoded file. PNG carries ``metadata`` as a JSON text chunk.
+
+    Raises:
+        RequestError: the format cannot hold the picture.
+    """
+    check_size(suffix, image.shape[1], image.shape[0])
     buffer = io.BytesIO()
     info = PngInfo()
     if metadata is not None:
         info.add_text(METADATA_KEY, json.dumps(metadata, sort_keys=True))
     extra = {"pnginfo": info} if FORMATS[suffix] == "PNG" else {"quality": 95}
-    to_pil(image).save(buffer, FORMATS[suffix], **extra)
+    try:
+        to_pil(image).save(buffer, FORMATS[suffix], **extra)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the picture cannot be written as {FORMATS[suffix]} ({error})") from error
     return buffer.getvalue()
 
 
@@ -68,31 +99,47 @@ def check_writable(path: Path, overwrite: bool) -> None:
             raise RequestError(f"the folder {folder} does not exist; make it first")
         if path.is_dir():
             raise RequestError(f"{path} is a folder; give the name of a file in it")
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is somebody's too
             raise RequestError(f"{path} exists; choose another name or add --overwrite")
-        path.with_name(f".{path.name}.{os.getpid()}").exists()  # as long a name as will be written
+        aside_name(path).exists()  # as long a name as will be written
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RequestError(f"{folder} cannot be written to ({error.strerror})") from error
 
 
+def aside_name(path: Path) -> Path:
+    """A name in the same folder that nobody can foresee, and that two threads do not share."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write aside, then move into place: at every moment ``path`` is the old file or the whole new one.
+
+    A file or link that somebody else has put where this writes aside is neither followed nor touched.
 
     Raises:
         RequestError: the disk is full or the folder unwritable; nothing is left behind.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_name(path)
     try:
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except BaseException as error:  # Ctrl-C too leaves nothing behind
+        stream = aside.open("xb")  # O_EXCL: a file of its own, and no link is followed
+        with removed_on_failure(aside):
+            with stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Whatever ends the work, Ctrl-C too, leaves no file behind."""
+    try:
+        yield
+    except BaseException:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RequestError(f"{path} cannot be written ({error.strerror})") from error
+            path.unlink(missing_ok=True)
         raise
