@@ -19,7 +19,7 @@ import numpy as np
 from runtime.bundle import DEFAULT_MODEL, ClassConditioning, TextConditioning
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
-from runtime.image import check_writable, write_file
+from runtime.image import check_size, check_writable, grid_size, write_file
 from runtime.loading import load
 from runtime.noise import GENERATORS
 from runtime.pipeline import Pipeline
@@ -139,15 +139,25 @@ def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[lis
     return parse_labels("0" if arguments.label is None else arguments.label, bundle.conditioning), size
 
 
-def check_output(arguments: argparse.Namespace, count: int) -> list[Path]:
-    """The files to write; a bad path is found before anything is computed.
+def check_output(arguments: argparse.Namespace, count: int, columns: int, width: int, height: int) -> list[Path]:
+    """The files to write; what cannot be written is found before anything is computed.
+
+    Args:
+        arguments: with the output.
+        count: images in all.
+        columns: of the sheet, if they go on one.
+        width, height: of one image, in pixels.
 
     Raises:
-        RequestError: unknown suffix, missing or unwritable folder, or a file that exists.
+        RequestError: unknown suffix, missing or unwritable folder, a file that exists, or a picture that is too large.
     """
     path: Path = arguments.output
-    is_array = path.suffix.lower() == ARRAYS
-    paths = [path] if is_array else image_paths(path, 1 if arguments.grid else count)
+    if path.suffix.lower() == ARRAYS:
+        paths = [path]
+    else:
+        paths = image_paths(path, 1 if arguments.grid else count)
+        size = grid_size(count, width, height, columns) if arguments.grid else (width, height)
+        check_size(path.suffix.lower(), *size)
     for each in paths:
         check_writable(each, arguments.overwrite)
     return paths
@@ -187,7 +197,10 @@ def draw(arguments: argparse.Namespace) -> int:
     pipeline = load(arguments.model, arguments.provider, arguments.threads, arguments.low_memory, arguments.variant)
     wanted, settings = what_to_draw(arguments, pipeline)
     total = len(wanted) * arguments.count
-    paths = check_output(arguments, total)
+    columns = arguments.count if len(wanted) > 1 else math.ceil(math.sqrt(total))
+    defaults = pipeline.bundle.defaults
+    size = settings.get("width", defaults.width), settings.get("height", defaults.height)
+    paths = check_output(arguments, total, columns, *size)
     settings |= plan_settings(arguments)
     print(pipeline.provider_reason, flush=True)
     if "num_images_per_prompt" not in settings:
@@ -206,7 +219,6 @@ def draw(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix.lower() == ARRAYS:
         save_arrays(result, arguments.output)
     elif arguments.grid:
-        columns = arguments.count if len(wanted) > arguments.count else math.ceil(math.sqrt(total))
         result.save_grid(arguments.output, columns, arguments.overwrite)
     else:
         result.save(arguments.output, arguments.overwrite)

@@ -162,9 +162,12 @@ def read_noise_schedule(fields: Fields) -> NoiseSchedule:
 
 
 def read_pixels(fields: Fields) -> Pixels:
-    return Pixels(
-        fields.count("channels", most=4), fields.count("height", most=2**16), fields.count("width", most=2**16)
-    )
+    channels = fields.count("channels")
+    if channels not in (1, 3):
+        raise BundleError(
+            f"{fields.where}: channels is {channels}; pictures are grey, with 1, or red-green-blue, with 3"
+        )
+    return Pixels(channels, fields.count("height", most=2**16), fields.count("width", most=2**16))
 
 
 def read_latents(fields: Fields) -> Latents:

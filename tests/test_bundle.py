@@ -77,6 +77,7 @@ CHANGES: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: m["pixels"].update(height=0), "height is 0; it must be a whole number from 1"),
     (lambda m: m.update(pixels=[1, 8, 8]), "pixels must be dict or NoneType, not list"),
     (lambda m: m["pixels"].update(height=65536), "must have the inputs sample float32 (batch, 1, 65536, 8)"),
+    (lambda m: m["pixels"].update(channels=2), "channels is 2; pictures are grey, with 1, or red-green-blue, with 3"),
     (lambda m: m["pixels"].update(channels=3), "unet_input has 1 channels of sample where the model has 3"),
     (lambda m: m["conditioning"].update(null_class=99), "null_class is 99; it must be num_classes"),
     (lambda m: unet(m)["inputs"].pop(), "graphs: unet.fp32 must have"),

@@ -116,6 +116,7 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["-o", "missing/out.png"], "the folder missing does not exist"),
         (["-o", "x" * 300 + ".png"], "File name too long"),
         (["--count", "10000000000000"], "count is 10000000000000; it must be 1 to 1000000"),
+        (["-o", "out.webp", "--label", "all", "--count", "1639", "--grid"], "16388x28 pixels is too large for WEBP"),
         (["-o", "out.gif"], "has no suffix of a picture; use one of .png"),
         (["-o", "out"], "has no suffix of a picture"),
     ],
