@@ -6,8 +6,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import checkpoint_files
@@ -92,6 +95,7 @@ def test_every_program_lives_once_a_round_and_begins_in_turn(
         (4, "os.kill(os.getpid(), 9)", "was killed by signal 9, as happens when there is no memory left"),
         (1, "print('loading', flush=True)", "said 'loading', which is not what docs/benchmark.md asks for"),
         (1, "print('[]', flush=True)", "said '[]', which is not"),
+        (1, "sys.stdout.buffer.write(bytes([0xFF, 10])); sys.stdout.flush()", "said '\ufffd', which is not"),
         (1, 'print(\'{"seconds": "x"}\', flush=True)', "which is not what docs/benchmark.md asks for"),
     ],
 )
@@ -114,6 +118,18 @@ def test_a_peer_that_hangs_is_ended(tmp_path: Path) -> None:
         program.order(op="step")
         with pytest.raises(EngineError, match="took longer than 5 s and was ended; --limit allows more"):
             program.order(op="step")
+
+
+def test_ctrl_c_ends_the_program_and_the_watch(tmp_path: Path) -> None:
+    """While an answer is waited for; nothing is left that would keep this process from ending."""
+    before = threading.active_count()
+    with Program("sleeper", fake(tmp_path, 1, 1, 0, "time.sleep(60)"), limit_seconds=60) as program:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            program.order(op="step")
+    assert program.process.returncode is not None
+    time.sleep(0.1)  # a cancelled timer takes a moment to end
+    assert threading.active_count() == before
 
 
 def test_the_runtime_itself_may_not_fail(tmp_path: Path) -> None:
@@ -165,6 +181,8 @@ def test_inputs_and_probe_are_what_the_page_says() -> None:
         (["--batch-sizes", "1,none"], "batch sizes '1,none' must be whole numbers"),
         (["--rounds", "0"], "rounds is 0"),
         (["--limit", "-1"], "limit is -1"),
+        (["--limit", "nan"], "limit is nan"),
+        (["--limit", "1e12"], "limit is 1000000000000.0; it must be more than 0 seconds and at most"),
         (["--size", "512x512"], "--size does not go with"),
         (["--warm", "1"], "--warm does not go with"),
     ],

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise RequestError(f"{name} is {value}; it must be at least 1")
-    if not arguments.limit > 0:
-        raise RequestError(f"limit is {arguments.limit}; it must be more than 0 seconds")
+    if not 0 < arguments.limit <= threading.TIMEOUT_MAX:
+        raise RequestError(
+            f"limit is {arguments.limit}; it must be more than 0 seconds and at most {threading.TIMEOUT_MAX:.0f}"
+        )
     if arguments.json:
         check_writable(arguments.json, overwrite=True)
     bundle = open_bundle(arguments.model)

@@ -47,10 +47,15 @@ class Program:
 
     def __enter__(self) -> Program:
         begun = time.perf_counter()
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         try:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                encoding="utf-8",
+                errors="replace",  # what is no text is no JSON either, and is shown as it is
             )
         except OSError as error:
             self.errors.close()
@@ -101,9 +106,12 @@ class Program:
             self.process.kill()
 
         timer = threading.Timer(self.limit_seconds, give_up)
+        timer.daemon = True
         timer.start()
-        line = self.process.stdout.readline()
-        timer.cancel()
+        try:
+            line = self.process.stdout.readline()
+        finally:  # Ctrl-C too: a timer that goes on would keep this process, and later kill another
+            timer.cancel()
         if overdue.is_set():
             raise EngineError(f"{self} took longer than {self.limit_seconds:g} s and was ended; --limit allows more")
         if not line:
