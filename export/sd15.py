@@ -158,7 +158,9 @@ def export_sd15(
         tables = {key: plan.to_json() for key, plan in plans.items()}
         write_manifest(folder, {**manifest, "graphs": graphs, "plans": tables})
     minutes = (time.monotonic() - begun) / 60
-    report(f'{target}: written in {minutes:.1f} minutes; draw with: python -m runtime --model {target} "a cat"')
+    report(
+        f'{target}: written in {minutes:.1f} minutes; draw with: python -m runtime --model {target} "a cat" -o cat.png'
+    )
 
 
 def add_cases(

@@ -15,7 +15,7 @@ from export.tokenizer import TextTokenizer, find_tokenizer
 from training import configuration
 from training.checkpoint import one_line
 from training.errors import CheckpointError
-from training.stable_diffusion.checkpoint import Provenance, StableDiffusion, load_checkpoint
+from training.stable_diffusion.checkpoint import StableDiffusion, load_checkpoint
 from training.stable_diffusion.checkpoint.load import files_sha256
 from training.stable_diffusion.config import SD15, StableDiffusionConfig
 from training.stable_diffusion.lora import LoraFile, apply_loras
@@ -71,7 +71,7 @@ def open_source(
     return Source(
         model=model,
         tokenizer=find_tokenizer(folder, tokenizer, model.config.text_encoder),
-        provenance=describe_provenance(model.provenance, model.config, merged, licence),
+        provenance=describe_provenance(model, vae, merged, licence),
         known_words=known_words,
         image_size=LATENT_SIDE * model.config.vae.factor if stated is None else IMAGE_SIZE,
     )
@@ -83,12 +83,12 @@ def stated_by(path: Path) -> tuple[StableDiffusionConfig | None, tuple[str, ...]
     Raises:
         CheckpointError: it states them, but not legibly.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors":
         return None, None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):
         return None, None  # load_checkpoint says what is wrong with it
     if metadata.get("format") != MODEL.format:
         return None, None
@@ -102,16 +102,16 @@ def stated_by(path: Path) -> tuple[StableDiffusionConfig | None, tuple[str, ...]
 
 
 def describe_provenance(
-    provenance: Provenance, config: StableDiffusionConfig, loras: Sequence[dict[str, Any]], licence: str
+    model: StableDiffusion, vae: Path | None, loras: Sequence[dict[str, Any]], licence: str
 ) -> dict[str, Any]:
     """The manifest's ``provenance``: whose weights, and what was done to them."""
-    apart = provenance.vae_files
-    own = [path for path in provenance.files if path not in apart]
+    provenance = model.provenance
+    own = provenance.files[: len(provenance.files) - len(provenance.vae_files)]
     training = {
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(model.config),
         "layout": provenance.layout,
         "use_ema": provenance.use_ema,
-        "vae": {"source": apart[0].name, "sha256": files_sha256(apart)} if apart else None,
+        "vae": None if vae is None else {"source": vae.resolve().name, "sha256": files_sha256(provenance.vae_files)},
         "loras": list(loras),
     }
     return {

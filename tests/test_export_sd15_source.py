@@ -215,6 +215,7 @@ def test_an_unknown_precision_is_refused(published: Path, tmp_path: Path) -> Non
     [
         ("missing.safetensors", None, "does not exist"),
         ("text.safetensors", b"not weights\n", "is text and no safetensors file"),
+        ("x" * 300 + ".safetensors", None, "is no path"),
         ("terabyte.safetensors", (2**40).to_bytes(8, "little") + b"{}", "its header should take"),
     ],
 )

@@ -47,6 +47,7 @@ def test_without_one_of_its_own_a_checkpoint_gets_clips() -> None:
         assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (49406, 49407, 49407)
 
 
+@pytest.mark.slow
 def test_clips_own_in_any_form_is_the_shipped_file(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "old", CLIP["vocab"], CLIP["merges"])
     reference = CLIPTokenizer.from_pretrained(folder / "tokenizer")

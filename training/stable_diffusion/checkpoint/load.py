@@ -32,7 +32,7 @@ class Provenance:
         layout: "single-file" or "diffusers-folder".
         files: the files that were read; the last ones are those of a VAE that was given apart.
         use_ema: whether the UNet's weights are the averaged ones of a file that has both.
-        vae_files: those of ``files`` that hold a VAE that was given apart.
+        vae_files: the last ones of ``files``, if they hold a VAE that was given apart.
     """
 
     source: str
