@@ -20,7 +20,7 @@ from training.stable_diffusion.checkpoint.load import files_sha256
 from training.stable_diffusion.config import SD15, StableDiffusionConfig
 from training.stable_diffusion.lora import LoraFile, apply_loras
 from training.stable_diffusion.pocket.checkpoint import CONFIG_KEY, KNOWN_WORDS_KEY, MODEL
-from training.stable_diffusion.pocket.render import IMAGE_SIZE
+from training.stable_diffusion.pocket.config import IMAGE_SIZE
 
 LATENT_SIDE = 64  # that of Stable Diffusion 1.5's training; a checkpoint does not say
 

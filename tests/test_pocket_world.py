@@ -15,7 +15,8 @@ from training.data import Dataset
 from training.errors import DataError
 from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.captions import Said, Statement, describe, known_words, words_of
-from training.stable_diffusion.pocket.render import IMAGE_SIZE, Picture, render
+from training.stable_diffusion.pocket.config import IMAGE_SIZE
+from training.stable_diffusion.pocket.render import Picture, render
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import (

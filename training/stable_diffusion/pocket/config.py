@@ -14,6 +14,8 @@ from training.stable_diffusion.config import (
     VAEConfig,
 )
 
+IMAGE_SIZE = 64  # pixels a side of every picture
+
 POCKET = StableDiffusionConfig(
     # Most of this encoder is the table of 49,408 tokens, of which its world needs a hundred: the width is small so that
     # the whole model is a file of 20 MB in fp16.

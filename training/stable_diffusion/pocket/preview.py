@@ -17,7 +17,7 @@ from training.randomness import generator
 from training.stable_diffusion.config import StableDiffusionConfig
 from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.autoencoder import to_pixels
-from training.stable_diffusion.pocket.render import IMAGE_SIZE
+from training.stable_diffusion.pocket.config import IMAGE_SIZE
 from training.stable_diffusion.vae import AutoencoderKL
 
 PROMPTS = (

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from training.arrays import UInt8
+from training.stable_diffusion.pocket.config import IMAGE_SIZE
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import COLOURS, DIGITS, Scene, Thing
 
 Float32 = npt.NDArray[np.float32]
 
-IMAGE_SIZE = 64
 LONGEST_SIDE = {"small": 24, "medium": 38, "large": 54, None: 26}  # pixels, before the jitter
 SIZE_JITTER = 2  # pixels, either way
 SHIFTS = {"small": 17, "medium": 11, "large": 0, None: 16}  # pixels from the centre to where a position is
