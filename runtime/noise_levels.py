@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
+from runtime.limits import is_finite_number
 from runtime.noise_schedule import Float64, Level, NoiseSchedule
 from runtime.sigma_spacings import (
     ALIGN_YOUR_STEPS,
@@ -224,10 +225,3 @@ def trajectory_levels(
         *distilled_levels(schedule, count, original_inference_steps),
         Level(-1, float(schedule.alphas_cumprod[0])),
     ]
-
-
-def is_finite_number(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number of more than 308 digits
-        return False

@@ -22,9 +22,11 @@ from runtime.arithmetic import clip_original, combine, guided
 from runtime.bundle import Bundle
 from runtime.engine import import_engine
 from runtime.errors import RequestError
+from runtime.limits import check_whole, is_finite_number
+from runtime.model_plan import check_plan, plan_for
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, NoiseGenerator, image_seed, noise_generator
-from runtime.plan import Plan, compile_plan, is_finite_number
+from runtime.plan import Plan
 from runtime.result import Result
 from runtime.session import Array, Session, as_inputs
 
@@ -81,31 +83,6 @@ class Settings:
     batch_size: int
 
 
-def plan_for(
-    bundle: Bundle, sampler: str | None = None, num_inference_steps: int | None = None, **options: Any
-) -> Plan:
-    """Compile a plan for a bundle; what is not said is the bundle's default, as far as that is for the same sampler.
-
-    Raises:
-        RequestError: an argument is unknown or out of range.
-    """
-    defaults = bundle.defaults
-    if sampler in (None, defaults.sampler) and num_inference_steps is None:
-        num_inference_steps = defaults.num_inference_steps
-    return compile_plan(bundle.noise_schedule, sampler or defaults.sampler, num_inference_steps, **options)
-
-
-def check_whole(name: str, value: object, least: int, most: int = 2**31) -> None:
-    """Refuse what is no whole number of a range.
-
-    Raises:
-        RequestError: with the name, the value and the range.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
-        limits = f"of at least {least}" if most == 2**31 else f"from {least} to {most}"
-        raise RequestError(f"{name} is {value!r}; it must be a whole number {limits}")
-
-
 class Pipeline(ABC):
     """A bundle ready to draw; ``runtime.load`` makes the one that fits."""
 
@@ -127,6 +104,7 @@ class Pipeline(ABC):
     def settings(
         self,
         default_batch_size: int,
+        /,
         plan: Plan | None = None,
         guidance_scale: float | None = None,
         seed: int | None = None,
@@ -150,7 +128,7 @@ class Pipeline(ABC):
         """
         if plan is not None and plan_options:
             raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
-        plan = plan or self.plan(**plan_options)
+        plan = self.plan(**plan_options) if plan is None else plan
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
         seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)
         batch_size = default_batch_size if batch_size is None else batch_size
@@ -164,17 +142,13 @@ class Pipeline(ABC):
         Raises:
             RequestError: with the value and what is allowed.
         """
+        if not isinstance(plan, Plan):
+            raise RequestError(f"plan is {plan!r}; it must be a Plan, as compile_plan and Plan.from_json make them")
         if not is_finite_number(guidance_scale):
             raise RequestError(f"guidance_scale is {guidance_scale}; it must be a finite number (1 is off)")
-        if rng not in GENERATORS:
+        if not isinstance(rng, str) or rng not in GENERATORS:
             raise RequestError(f"rng {rng!r} is unknown; choose {', '.join(GENERATORS)}")
-        own_type = self.bundle.noise_schedule.prediction_type
-        if plan.options.get("strength", 1) != 1:
-            raise RequestError(f"the plan begins at an image (strength {plan.options['strength']}), and there is none")
-        if plan.prediction_type != own_type:
-            raise RequestError(f"the plan is for {plan.prediction_type} models; {self.bundle.name} predicts {own_type}")
-        if plan.clip_sample is not None and not plan.x0_weights[:, 1].all():
-            raise RequestError("the plan has clip_sample, but a row whose x0_weights make nothing of the output")
+        check_plan(self.bundle, plan)
 
     def sample(
         self,

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import RequestError
-from runtime.noise_levels import SPACINGS, is_finite_number, select_timesteps
+from runtime.limits import check_clip, check_share, check_whole, is_finite_number
+from runtime.noise_levels import SPACINGS, select_timesteps
 from runtime.noise_schedule import PREDICTION_TYPES, Float64, Level, NoiseSchedule, rescale_zero_terminal_snr
 from runtime.samplers import SAMPLERS, find_sampler, option_defaults, sampler_options
 from runtime.samplers.rows import COLUMNS, OUTPUT, SAMPLE, predictions
@@ -100,7 +101,7 @@ class Plan:
         """Read what ``to_json`` wrote, here or elsewhere.
 
         Raises:
-            RequestError: a key is missing or unknown, an array has another shape, or a number is not finite.
+            RequestError: a key is missing or unknown, an array has another shape, or a number is out of range.
         """
         if not isinstance(value, dict):
             raise RequestError(f"a plan is a JSON object, not {type(value).__name__}")
@@ -122,8 +123,10 @@ class Plan:
             "x0_weights": (rows, 2),
         }
         arrays = {name: finite_array(name, value[name], shape) for name, shape in shapes.items()}
-        check_arrays(arrays)
         check_facts(value)
+        check_arrays(arrays)
+        if value["clip_sample"] is not None and not arrays["x0_weights"][:, 1].all():
+            raise RequestError("the plan has clip_sample, but a row whose x0_weights make nothing of the output")
         return cls(**(value | arrays))
 
 
@@ -144,9 +147,11 @@ def check_facts(value: Mapping[str, Any]) -> None:
         raise RequestError(f"the plan's sampler must be a string, and its options an object without {sorted(taken)}")
     if value["prediction_type"] not in PREDICTION_TYPES:
         raise RequestError(f"prediction_type {value['prediction_type']!r} is unknown; it is one of {PREDICTION_TYPES}")
-    for name in ("initial_scale", "guidance_rescale", "clip_sample"):
-        if not is_finite_number(value[name]) and not (name == "clip_sample" and value[name] is None):
-            raise RequestError(f"the plan's {name} is {value[name]!r}; it must be a finite number")
+    if not is_finite_number(value["initial_scale"]):
+        raise RequestError(f"the plan's initial_scale is {value['initial_scale']!r}; it must be a finite number")
+    check_whole("the plan's num_inference_steps", value["num_inference_steps"], least=1)
+    check_share("the plan's guidance_rescale", value["guidance_rescale"])
+    check_clip(value["clip_sample"], "the plan's clip_sample")
 
 
 def finite_array(name: str, value: object, shape: tuple[int, ...]) -> Float64:
@@ -162,6 +167,7 @@ def finite_array(name: str, value: object, shape: tuple[int, ...]) -> Float64:
 
 def compile_plan(
     schedule: NoiseSchedule,
+    /,
     sampler: str = "ddim",
     num_inference_steps: int | None = None,
     timestep_spacing: str | None = None,
@@ -282,15 +288,3 @@ def guidance_column(visited: list[Level], interval: object) -> Float64:
             f"which fall from {visited[0].sigma:.4g} to {visited[-1].sigma:.4g}"
         )
     return column
-
-
-def check_share(name: str, value: float) -> float:
-    if not is_finite_number(value) or not 0 <= value <= 1:
-        raise RequestError(f"{name} is {value}; it must be a number from 0 to 1")
-    return value
-
-
-def check_clip(value: float | None) -> float | None:
-    if value is not None and (not is_finite_number(value) or value <= 0):
-        raise RequestError(f"clip_sample is {value}; it must be a number above 0, or None")
-    return value

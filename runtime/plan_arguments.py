@@ -9,8 +9,8 @@ from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.errors import RequestError
+from runtime.model_plan import plan_for
 from runtime.noise_levels import FINAL_SIGMAS_TYPES, SPACINGS
-from runtime.pipeline import plan_for
 from runtime.plan import SAMPLERS, Plan
 from runtime.sigma_spacings import SIGMA_SPACINGS
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from runtime.bundle import Bundle, Latents, TextConditioning
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
+from runtime.limits import check_whole
 from runtime.memory import check_memory
 from runtime.networks import Networks
 from runtime.noise import image_seed
-from runtime.pipeline import Conditioning, Pipeline, Progress, check_whole
+from runtime.pipeline import Conditioning, Pipeline, Progress
 from runtime.prompt import PromptTokenizer
 from runtime.result import Result
 from runtime.session import as_inputs

@@ -146,7 +146,7 @@ def test_a_row_that_makes_nothing_of_the_output_cannot_be_clipped(pipeline: Text
     value = pipeline.plan(clip_sample=1.0).to_json()
     value["x0_weights"][3] = [1.0, 0.0]
     with pytest.raises(RequestError, match="has clip_sample, but a row whose x0_weights make nothing of the output"):
-        pipeline("red", plan=Plan.from_json(value))
+        Plan.from_json(value)
 
 
 def test_guidance_that_is_off_is_not_rescaled(pipeline: TextToImage, tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,9 @@ import tiny_bundle
 from runtime import load
 from runtime.class_to_image import ClassToImage
 from runtime.errors import RequestError
+from runtime.model_plan import check_plan, plan_for
 from runtime.noise import noise_generator
-from runtime.plan import compile_plan
+from runtime.plan import SAMPLERS, SPACINGS, NoiseSchedule, Plan, compile_plan
 from runtime.session import Session
 
 
@@ -123,6 +129,14 @@ def test_without_a_seed_one_is_drawn_and_kept(pipeline: ClassToImage) -> None:
         ({"seed": -1}, "seed -1 is out of range"),
         ({"seed": 2**64}, "is out of range; give a whole number from 0 to 2**64 - 1"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"sampler": 5}, "sampler is 5; it must be a name, such as 'ddpm'"),
+        ({"sampler": ["ddim"]}, "sampler is ['ddim']; it must be a name"),
+        ({"rng": []}, "rng [] is unknown; choose philox, torch"),
+        ({"plan": 5}, "plan is 5; it must be a Plan"),
+        ({"plan": 0}, "plan is 0; it must be a Plan"),
+        ({"schedule": 3}, "sampler ddim has no option 'schedule'"),
+        ({"bundle": 3}, "sampler ddim has no option 'bundle'"),
+        ({"default_batch_size": 3}, "sampler ddim has no option 'default_batch_size'"),
     ],
 )
 def test_bad_requests_name_the_value_and_what_is_allowed(
@@ -141,6 +155,40 @@ def test_a_plan_for_another_kind_of_network_is_refused(pipeline: ClassToImage) -
         pipeline(0, plan=other)
 
 
+def all_plans(schedule: NoiseSchedule) -> Iterator[Plan]:
+    """Every sampler with every way to place its noise levels that it and the schedule allow."""
+    ways: list[dict[str, Any]] = [{"sigma_spacing": name} for name in ("karras", "exponential", "beta")]
+    ways += [{"sigma_spacing": "karras", "sigma_min": 1e-3, "sigma_max": 5e3}, {"rescale_betas_zero_snr": True}]
+    ways += [{"timestep_spacing": name} for name in SPACINGS]
+    for sampler, options in itertools.product(SAMPLERS, ({}, *ways)):
+        with contextlib.suppress(RequestError):
+            yield compile_plan(schedule, sampler, 8, **options)
+
+
+def test_every_plan_made_for_a_model_fits_it_and_no_other(pipeline: ClassToImage) -> None:
+    own, count = pipeline.bundle.noise_schedule, 0
+    for plan in all_plans(own):
+        check_plan(pipeline.bundle, Plan.from_json(json.loads(json.dumps(plan.to_json()))))
+        count += 1
+    assert count > 125
+    longer = NoiseSchedule(np.cumprod(1 - np.linspace(1e-4, 0.02, 400)))
+    # As many timesteps, and other noise at them.
+    other = NoiseSchedule(np.cumprod(1 - np.linspace(1e-2**0.5, 0.1**0.5, tiny_bundle.TRAIN_STEPS) ** 2))
+    for plan in (*all_plans(longer), *all_plans(other)):
+        with pytest.raises(RequestError, match="the plan was made for another model"):
+            check_plan(pipeline.bundle, plan)
+
+
+def test_a_plan_made_for_another_model_says_where_it_differs(pipeline: ClassToImage) -> None:
+    longer = NoiseSchedule(np.cumprod(1 - np.linspace(1e-4, 0.02, 400)))
+    with pytest.raises(RequestError, match="the plan has timestep 399, but tiny has 0 to 99; the plan was made for"):
+        pipeline(0, plan=compile_plan(longer, "ddim", 4))
+    late = compile_plan(longer, "ddim", 4, strength=0.25)
+    message = r"row 0 of the plan tells timestep 99 at sigma 0.\d+, which tiny has at timestep \d+"
+    with pytest.raises(RequestError, match=message):
+        pipeline(0, plan=replace(late, options={}))
+
+
 def test_a_plan_and_options_for_another_are_refused(pipeline: ClassToImage) -> None:
     plan = pipeline.plan(num_inference_steps=np.int64(4))  # type: ignore[arg-type]
     assert len(pipeline(0, plan=plan, seed=0).images) == 1
@@ -153,9 +201,28 @@ def test_the_models_own_sampler_keeps_its_default_steps(pipeline: ClassToImage) 
     assert len(pipeline.plan(sampler="ddpm")) == 100
 
 
-def test_saved_pictures_carry_what_made_them(pipeline: ClassToImage, tmp_path: Path) -> None:
-    import json
+@pytest.mark.parametrize(
+    ("own", "names", "others"),
+    [
+        (
+            "dpmpp_2m_karras",
+            ("DPM++ 2M Karras", "sample_dpmpp_2m_karras", "DPMSolverMultistep Karras"),
+            ("dpmpp_2m", "DPM++ 2M Exponential", "DPM++ 2M SDE Karras"),
+        ),
+        ("Euler a", ("euler_ancestral", "EulerAncestralDiscreteScheduler"), ("euler", "euler_a_karras")),
+    ],
+)
+def test_the_default_steps_go_with_the_sampler_under_any_of_its_names(
+    pipeline: ClassToImage, own: str, names: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    bundle = replace(pipeline.bundle, defaults=replace(pipeline.bundle.defaults, sampler=own, num_inference_steps=13))
+    for name in (own, *names):
+        assert plan_for(bundle, name).num_inference_steps == 13
+        assert plan_for(bundle, name, 7).num_inference_steps == 7
+    assert [plan_for(bundle, name).num_inference_steps for name in others] == [50] * len(others)
 
+
+def test_saved_pictures_carry_what_made_them(pipeline: ClassToImage, tmp_path: Path) -> None:
     from PIL import Image
 
     result = pipeline([2, 1], seed=9, num_inference_steps=3)

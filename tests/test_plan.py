@@ -179,6 +179,15 @@ def test_json_keeps_every_digit() -> None:
         ({"sampler": 3}, "sampler must be a string"),
         ({"options": [1]}, "its options an object"),
         ({"options": {"schedule": 1}}, "its options an object without"),
+        ({"clip_sample": 0}, "the plan's clip_sample is 0; it must be a number above 0, or None"),
+        ({"clip_sample": -1.5}, "the plan's clip_sample is -1.5"),
+        ({"clip_sample": True}, "the plan's clip_sample is True"),
+        ({"guidance_rescale": 1.5}, "the plan's guidance_rescale is 1.5; it must be a number from 0 to 1"),
+        ({"guidance_rescale": -0.1}, "the plan's guidance_rescale is -0.1"),
+        ({"guidance_rescale": None}, "the plan's guidance_rescale is None"),
+        ({"num_inference_steps": "5"}, "the plan's num_inference_steps is '5'; it must be a whole number"),
+        ({"num_inference_steps": 0}, "the plan's num_inference_steps is 0"),
+        ({"num_inference_steps": 4.5}, "the plan's num_inference_steps is 4.5"),
     ],
 )
 def test_a_malformed_plan_is_one_clear_error(change: dict[str, Any], message: str) -> None:

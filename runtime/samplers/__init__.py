@@ -96,6 +96,8 @@ def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         RequestError: no sampler has the name; the message has all names, and those that are close.
     """
+    if not isinstance(name, str):
+        raise RequestError(f"sampler is {name!r}; it must be a name, such as {next(iter(SAMPLERS))!r}")
     known = {simplified(canonical): canonical for canonical in SAMPLERS} | ALIASES
     wanted = simplified(name)
     if wanted in known:

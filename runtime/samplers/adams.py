@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from runtime.errors import RequestError
-from runtime.noise_levels import is_finite_number
+from runtime.limits import is_finite_number
 from runtime.noise_schedule import Float64, Level, NoiseSchedule
 from runtime.samplers.dpm_solver import FEW_STEPS
 from runtime.samplers.exponential_integrals import lagrange_integrals

@@ -6,7 +6,7 @@ import itertools
 import math
 
 from runtime.errors import RequestError
-from runtime.noise_levels import is_finite_number
+from runtime.limits import is_finite_number
 from runtime.noise_schedule import Float64, Level, NoiseSchedule
 from runtime.samplers.rows import NOISE, OUTPUT, SAMPLE, Row, Rows, aged, predictions, sum_of, unit
 

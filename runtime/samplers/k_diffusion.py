@@ -10,7 +10,7 @@ import itertools
 import math
 
 from runtime.errors import RequestError
-from runtime.noise_levels import is_finite_number
+from runtime.limits import is_finite_number
 from runtime.noise_schedule import Level, NoiseSchedule
 from runtime.samplers.rows import NOISE, Row, Rows, aged, predictions, sample_at, unit
 
