@@ -7,30 +7,29 @@ pictures. Every host, in whatever language, has this command and reads the same 
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
 
 from runtime.bundle import CONFORMANCE, DEFAULT_MODEL, Bundle, File, TextConditioning, open_bundle
+from runtime.conformance import Array, Case, read_conformance
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, DiffusionError
 from runtime.loading import make_pipeline
 from runtime.networks import Networks
-from runtime.noise import mersenne_words, noise_generator, philox_words
+from runtime.noise import GENERATORS, mersenne_words, noise_generator, philox_words
 from runtime.plan import compile_plan
 from runtime.prompt import PromptTokenizer, shortened
 from runtime.session import Session, as_inputs, choose_provider
+from runtime.text_to_image import MAX_SIDE
 from runtime.verified import hash_file
 
-Array = npt.NDArray[Any]
-MAX_CONFORMANCE_BYTES = 256 * 2**20
+PLAN_TENSORS = ("signal_scales", "noise_scales", "timesteps", "guidance", "weights", "x0_weights")
+MAX_DRAW = 1000  # of a case of noise
+MAX_NUMBERS = 2**26  # of all its draws together; a conformance file has no room for more
 
 
 @dataclass(frozen=True)
@@ -92,31 +91,6 @@ def check_hash(bundle: Bundle, file: File) -> str:
     return f"pass  {file.name}: SHA-256"
 
 
-def read_conformance(bundle: Bundle) -> tuple[list[dict[str, Any]], dict[str, Array]]:
-    """The cases and tensors of a bundle's conformance file.
-
-    Raises:
-        BundleError: missing, too large, damaged, or without cases.
-    """
-    path = bundle.folder / CONFORMANCE
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path} is not there as a plain file; export the bundle again")
-    if path.stat().st_size > MAX_CONFORMANCE_BYTES:
-        raise BundleError(
-            f"{path} has {path.stat().st_size} bytes; a conformance file has at most {MAX_CONFORMANCE_BYTES}"
-        )
-    try:
-        data = path.read_bytes()
-        tensors = parse_tensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        cases = json.loads(header["__metadata__"]["cases"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not a conformance file ({' '.join(str(error).split())})") from error
-    if not isinstance(cases, list) or not cases:
-        raise BundleError(f"{path} holds no cases")
-    return cases, tensors
-
-
 def replay(bundle: Bundle, provider: str) -> list[Outcome]:
     """Replay every case of the bundle's conformance file.
 
@@ -125,16 +99,15 @@ def replay(bundle: Bundle, provider: str) -> list[Outcome]:
     """
     cases, tensors = read_conformance(bundle)
     outcomes = []
-    for number, case in enumerate(cases):
+    for number, value in enumerate(cases):
+        case = Case(value, f"{bundle.folder / CONFORMANCE}: case {number}", tensors)
         try:
-            kind = KINDS[case["kind"]]
-            outcomes += kind(bundle, provider, case, tensors)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, DiffusionError):
-                raise
-            raise BundleError(
-                f"{bundle.folder / CONFORMANCE}: case {number} is malformed or unknown ({error!r})"
-            ) from error
+            outcomes += KINDS[case.one_of("kind", tuple(KINDS))](bundle, provider, case)
+        except DiffusionError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise BundleError(f"{case.where} is malformed ({error!r})") from error
+        case.finish()
     return outcomes
 
 
@@ -146,88 +119,89 @@ def largest_difference(mine: Array, expected: Array) -> float:
     return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
 
 
-def replay_graph(bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]) -> list[Outcome]:
-    session = Session(bundle, bundle.graph(case["graph"], case["variant"]), provider)
-    inputs = {name: tensors[tensor] for name, tensor in case["inputs"].items()}
+def replay_graph(bundle: Bundle, provider: str, case: Case) -> list[Outcome]:
+    graph, variant = case.take("graph", str), case.take("variant", str)
+    session = Session(bundle, bundle.graph(graph, variant), provider)
+    inputs = case.tensors_by_name("inputs", tuple(session.inputs))
+    expected = case.tensors_by_name("outputs", tuple(spec.name for spec in session.graph.outputs))
+    tolerance = case.tolerance()
     outputs = session.run(**as_inputs(session, inputs))
     return [
-        Outcome(
-            f"graph {case['graph']}/{case['variant']} {name}",
-            largest_difference(outputs[name], tensors[tensor]),
-            float(case["tolerance"]),
-        )
-        for name, tensor in case["outputs"].items()
+        Outcome(f"graph {graph}/{variant} {name}", largest_difference(outputs[name], value), tolerance)
+        for name, value in expected.items()
     ]
 
 
-def replay_bits(bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]) -> list[Outcome]:
-    expected, seed = tensors[case["tensor"]], int(case["seed"])
-    if case["generator"] == "philox":
-        words = philox_words(seed, case["draw"], len(expected))
+def replay_bits(bundle: Bundle, provider: str, case: Case) -> list[Outcome]:
+    generator, seed = case.one_of("generator", tuple(GENERATORS)), case.seed()
+    if generator == "philox":
+        expected = case.tensor("tensor", dimensions=2)
+        words = philox_words(seed, case.count("draw", least=0, most=2**32 - 1), len(expected))
     else:
+        expected = case.tensor("tensor", dimensions=1)
+        case.count("draw", least=0, most=0)
         words = mersenne_words(seed, len(expected))
-    return [Outcome(f"bits {case['generator']} seed {seed}", largest_difference(words, expected), 0.0)]
+    return [Outcome(f"bits {generator} seed {seed}", largest_difference(words, expected), 0.0)]
 
 
-def replay_noise(bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]) -> list[Outcome]:
-    expected, seed = tensors[case["tensor"]], int(case["seed"])
-    generator = noise_generator(case["generator"], seed)
-    for _ in range(case["draw"] + 1):
+def replay_noise(bundle: Bundle, provider: str, case: Case) -> list[Outcome]:
+    name, seed, expected = case.one_of("generator", tuple(GENERATORS)), case.seed(), case.tensor("tensor")
+    # Those before it are drawn too, and a stranger's file is not to keep this machine busy for ever.
+    draw = case.count("draw", least=0, most=min(MAX_DRAW, MAX_NUMBERS // max(expected.size, 1)))
+    generator = noise_generator(name, seed)
+    for _ in range(draw + 1):
         noise = generator.draw(expected.shape)
-    name = f"noise {case['generator']} seed {seed} draw {case['draw']} of {expected.size}"
-    return [Outcome(name, largest_difference(noise, expected), float(case["tolerance"]))]
+    title = f"noise {name} seed {seed} draw {draw} of {expected.size}"
+    return [Outcome(title, largest_difference(noise, expected), case.tolerance())]
 
 
-def replay_plan(bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]) -> list[Outcome]:
+def replay_plan(bundle: Bundle, provider: str, case: Case) -> list[Outcome]:
     """Compile the plan anew, from the sampler and options that it names."""
-    shipped = bundle.plans[case["plan"]]
+    name = case.one_of("plan", tuple(bundle.plans))
+    shipped, tolerance = bundle.plans[name], case.tolerance()
     mine = compile_plan(bundle.noise_schedule, shipped.sampler, shipped.num_inference_steps, **shipped.options)
     return [
-        Outcome(
-            f"plan {case['plan']} {key}",
-            largest_difference(getattr(mine, key), tensors[tensor]),
-            float(case["tolerance"]),
-        )
-        for key, tensor in case["tensors"].items()
+        Outcome(f"plan {name} {key}", largest_difference(getattr(mine, key), expected), tolerance)
+        for key, expected in case.tensors_by_name("tensors", PLAN_TENSORS).items()
     ]
 
 
-def replay_tokens(
-    bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]
-) -> list[Outcome]:
+def replay_tokens(bundle: Bundle, provider: str, case: Case) -> list[Outcome]:
     if not isinstance(bundle.conditioning, TextConditioning):
         raise BundleError(f"{bundle.folder / CONFORMANCE} has tokens, but {bundle.name} takes no text")
+    prompt, expected = case.take("prompt", str), case.tensor("tensor")
     with warnings.catch_warnings(action="ignore"):  # a case may be too long, to see where it is cut off
-        ids = PromptTokenizer(bundle, bundle.conditioning).ids(case["prompt"])[0]
-    return [Outcome(f"tokens {shortened(case['prompt'])!r}", largest_difference(ids, tensors[case["tensor"]]), 0.0)]
+        ids = PromptTokenizer(bundle, bundle.conditioning).ids(prompt)[0]
+    return [Outcome(f"tokens {shortened(prompt)!r}", largest_difference(ids, expected), 0.0)]
 
 
-def replay_picture(
-    bundle: Bundle, provider: str, case: Mapping[str, Any], tensors: Mapping[str, Array]
-) -> list[Outcome]:
+def replay_picture(bundle: Bundle, provider: str, case: Case) -> list[Outcome]:
     pipeline = make_pipeline(bundle, Networks(bundle, provider, low_memory=True), "")
+    further: dict[str, Any] = {}
     if isinstance(bundle.conditioning, TextConditioning):
-        condition = case["prompt"]
-        further = {name: case[name] for name in ("negative_prompt", "width", "height")}
+        condition = case.take("prompt", str)
+        further |= {"negative_prompt": case.take("negative_prompt", str)}
+        further |= {name: case.count(name, most=MAX_SIDE) for name in ("width", "height")}
     else:
-        condition, further = case["class_labels"], {}
+        condition = case.take("class_labels", list)
+    plan, seed = case.one_of("plan", tuple(bundle.plans)), case.seed()
+    sample, image, tolerance = case.tensor("sample"), case.tensor("image"), case.tolerance()
     result = pipeline(
         condition,
         **further,
-        plan=bundle.plans[case["plan"]],
-        guidance_scale=case["guidance_scale"],
-        seed=int(case["seed"]),
-        rng=case["generator"],
+        plan=bundle.plans[plan],
+        guidance_scale=case.number("guidance_scale"),
+        seed=seed,
+        rng=case.one_of("generator", tuple(GENERATORS)),
     )
-    name = f"picture {case['plan']} seed {case['seed']}"
+    name = f"picture {plan} seed {seed}"
     return [
-        Outcome(f"{name} sample", largest_difference(result.sample, tensors[case["sample"]]), float(case["tolerance"])),
-        Outcome(f"{name} image", largest_difference(result.images, tensors[case["image"]]), 1.0),
+        Outcome(f"{name} sample", largest_difference(result.sample, sample), tolerance),
+        Outcome(f"{name} image", largest_difference(result.images, image), 1.0),
     ]
 
 
-Replay = Callable[[Bundle, str, Mapping[str, Any], Mapping[str, Array]], list[Outcome]]
-KINDS: dict[str, Replay] = {
+KINDS: dict[str, Callable[[Bundle, str, Case], list[Outcome]]] = {
     "graph": replay_graph,
     "bits": replay_bits,
     "noise": replay_noise,

@@ -1,7 +1,10 @@
-"""Proves that ``python -m runtime check`` replays the cases of a text bundle, and that it notices what is wrong."""
+"""Proves that ``python -m runtime check`` replays the cases of a bundle, that it notices what is wrong, and that
+nothing in a stranger's conformance file makes it crash or go on for ever."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,10 @@ from safetensors.numpy import save_file
 from runtime import load
 from runtime.__main__ import main
 from runtime.bundle import open_bundle
+from runtime.check import replay
+from runtime.conformance import read_conformance
+from runtime.errors import BundleError, DiffusionError
+from runtime.noise import PhiloxGenerator, mersenne_words, philox_words
 
 Case = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -102,3 +109,126 @@ def test_a_bundle_of_classes_has_no_tokens(tmp_path: Path, capsys: pytest.Captur
     assert main(["check", str(bundle), "--provider", "cpu"]) == 2
     assert "has tokens, but tiny takes no text" in capsys.readouterr().err
     assert open_bundle(bundle).name == "tiny"
+
+
+def class_cases(folder: Path) -> tuple[list[Case], Tensors]:
+    """One case of each kind that bundles of classes have, all right."""
+    bundle = open_bundle(folder)
+    result = load(folder, "cpu")([2, 0], seed=5, num_inference_steps=10, sampler="ddim", rng="torch")
+    plan = bundle.plans["ddim-10"]
+    inputs = {
+        "sample": np.ones((1, 1, 8, 8), np.float32),
+        "timestep": np.array([3], np.float32),
+        "class_labels": np.array([1]),
+    }
+    tensors: Tensors = {
+        **inputs,
+        "out": tiny_bundle.network(inputs["sample"], 3, inputs["class_labels"]),
+        "philox": philox_words(7, 3, 4),
+        "torch": mersenne_words(7, 4),
+        "noise": PhiloxGenerator(7).draw((2, 3)),
+        "weights": plan.weights,
+        "timesteps": plan.timesteps,
+        "last": result.sample,
+        "image": result.images,
+    }
+    cases: list[Case] = [
+        {
+            "kind": "graph",
+            "graph": "unet",
+            "variant": "fp32",
+            "inputs": {name: name for name in inputs},
+            "outputs": {"out_sample": "out"},
+            "tolerance": 1e-6,
+        },
+        {"kind": "bits", "generator": "philox", "seed": "7", "draw": 3, "tensor": "philox"},
+        {"kind": "bits", "generator": "torch", "seed": "7", "draw": 0, "tensor": "torch"},
+        {"kind": "noise", "generator": "philox", "seed": "7", "draw": 0, "tensor": "noise", "tolerance": 1e-6},
+        {
+            "kind": "plan",
+            "plan": "ddim-10",
+            "tensors": {"weights": "weights", "timesteps": "timesteps"},
+            "tolerance": 1e-12,
+        },
+        {
+            "kind": "picture",
+            "plan": "ddim-10",
+            "generator": "torch",
+            "seed": "5",
+            "guidance_scale": bundle.defaults.guidance_scale,
+            "class_labels": [2, 0],
+            "sample": "last",
+            "image": "image",
+            "tolerance": 1e-5,
+        },
+    ]
+    return cases, tensors
+
+
+def nodes(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, child in children for found in [(*path, key), *nodes(child, (*path, key))]]
+
+
+def replaced(case: Case, path: tuple[Any, ...], value: object) -> Case:
+    changed = copy.deepcopy(case)
+    place: Any = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return changed
+
+
+def save(folder: Path, cases: list[Any], tensors: Tensors) -> None:
+    save_file(tensors, folder / "conformance.safetensors", {"cases": json.dumps(cases)})
+
+
+def test_nothing_in_a_case_is_beyond_its_reader(tmp_path: Path) -> None:
+    """Whatever stands in whatever place of a case: it passes, fails, or is refused as errors are."""
+    folder = tiny_bundle.write(tmp_path)
+    bundle = open_bundle(folder)
+    cases, tensors = class_cases(folder)
+    save(folder, cases, tensors)
+    assert all(outcome.passed for outcome in replay(bundle, "cpu"))
+    absurd = (None, True, -1, 10**12, 10**400, 1e999, "out", [], [None], {}, {"x": 1})
+    for case in cases:
+        for path in nodes(case):
+            for value in absurd:
+                save(folder, [replaced(case, path, value)], tensors)
+                with contextlib.suppress(DiffusionError):
+                    replay(bundle, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "message"),
+    [
+        (0, {"inputs": []}, "case 0: inputs must be dict, not list"),
+        (0, {"inputs": {"x": "out"}}, "case 0: inputs has x; there are sample, timestep, class_labels"),
+        (0, {"tolerance": 10**400}, "case 0: tolerance is 1000"),
+        (1, {"seed": str(2**64)}, "seed must be the digits of a whole number from 0 to 2**64 - 1"),
+        (1, {"tensor": "missing"}, "names the tensor 'missing', which the file does not have"),
+        (2, {"draw": 1}, "draw is 1; it must be a whole number from 0 to 0"),
+        (3, {"draw": 10**12}, "draw is 1000000000000; it must be a whole number from 0 to 1000"),
+        (4, {"tensors": {"__class__": "weights"}}, "tensors has __class__; there are signal_scales"),
+        (5, {"more": 1}, "has unknown keys: more"),
+        (5, {"kind": "dance"}, "kind is 'dance'; it must be one of graph, bits"),
+    ],
+)
+def test_what_is_wrong_with_a_case_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, change: Case, message: str
+) -> None:
+    folder = tiny_bundle.write(tmp_path)
+    cases, tensors = class_cases(folder)
+    save(folder, [{**cases[number], **change}], tensors)
+    assert main(["check", str(folder), "--provider", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_folder_of_others_has_nothing_to_replay(tmp_path: Path) -> None:
+    bundle = open_bundle(tiny_bundle.write(tmp_path))
+    (bundle.folder / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"was exported by others and has no conformance\.safetensors to replay"):
+        read_conformance(bundle)
