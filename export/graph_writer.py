@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from export.bundle import describe_file
-from export.conformance import HOST_MARGIN, Conformance, question
+from export.conformance import HOST_MARGIN, Array, Conformance, question
 from export.graphs import GraphSpec, Sizes
 from export.half import write_half
-from export.parity import SEED, Parity, measure, questions
+from export.parity import SEED, Parity, Question, measure, questions
 from export.rounded import measure_half
 from export.stress import stress_inputs
 from export.trace import OPSET, TracedGraph, trace
@@ -63,21 +63,31 @@ class GraphWriter:
         parity = measure(spec, traced.path, accepted=self.accepted, cases=cases)
         seconds = f"traced in {written - begun:.0f} s, compared in {time.monotonic() - written:.0f} s"
         self.report(f"{spec.role} fp32: {megabytes(traced)}, {parity}; {seconds}")
-        if not samples:
-            self.conformance.add_graph(spec.role, "fp32", example, HOST_MARGIN * parity.bound)
-            return {"fp32": describe_graph(traced, parity)}
+        if samples:
+            return {"fp16": self.write_half(spec, traced, samples, cases[-1:], example)}
+        self.conformance.add_graph(spec.role, "fp32", example, HOST_MARGIN * parity.bound)
+        return {"fp32": describe_graph(traced, parity)}
 
+    def write_half(
+        self,
+        spec: GraphSpec,
+        traced: TracedGraph,
+        samples: Sequence[Mapping[str, Array]],
+        cases: Sequence[Question],
+        example: Question,
+    ) -> dict[str, Any]:
+        """Put the fp16 variant in the place of the fp32 one; returns its entry in the manifest."""
         begun = time.monotonic()
         half = write_half(traced.path, self.folder / f"{spec.role}-fp16.onnx", samples)
         for path in traced.files:
             path.unlink()
         traced = replace(traced, path=half.path, external_data=half.external_data)
-        parity = measure_half(spec, half.path, cases=cases[-1:])
+        parity = measure_half(spec, half.path, cases=cases)
         seconds = f"made and compared in {time.monotonic() - begun:.0f} s"
         self.report(f"{spec.role} fp16: {megabytes(traced)}, {parity}, {half}; {seconds}")
         # The bound in fp16 is a share of the largest value, to which a host's order of adding adds nothing.
         self.conformance.add_graph(spec.role, "fp16", example, parity.bound)
-        return {"fp16": describe_graph(traced, parity)}
+        return describe_graph(traced, parity)
 
 
 def megabytes(traced: TracedGraph) -> str:

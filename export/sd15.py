@@ -132,35 +132,45 @@ def export_sd15(
     name = target.resolve().name
     check_name(name)
     begun = time.monotonic()
-    opened = open_source(
-        source,
-        vae=vae,
-        loras=loras,
-        use_ema=use_ema,
-        prediction_type=prediction_type,
-        zero_terminal_snr=zero_terminal_snr,
-        config=config,
-        tokenizer=tokenizer,
-        licence=licence,
-    )
-    report(f"{opened.provenance['source']}: read in {time.monotonic() - begun:.0f} s")
-    schedule = noise_schedule(opened.model.config.scheduler)
+    with replacing(target) as folder:  # which refuses a target before half a minute of reading
+        opened = open_source(
+            source,
+            vae=vae,
+            loras=loras,
+            use_ema=use_ema,
+            prediction_type=prediction_type,
+            zero_terminal_snr=zero_terminal_snr,
+            config=config,
+            tokenizer=tokenizer,
+            licence=licence,
+        )
+        report(f"{opened.provenance['source']}: read in {time.monotonic() - begun:.0f} s")
+        write_bundle(opened, folder, name, precision, accepted, report)
+    minutes = (time.monotonic() - begun) / 60
+    report(f'{target}: written in {minutes:.1f} minutes; draw from it with: python -m runtime --model {target} "a cat"')
+
+
+def write_bundle(
+    source: Source,
+    folder: Path,
+    name: str,
+    precision: str,
+    accepted: float | None,
+    report: Callable[[str], None],
+) -> None:
+    """Write every file of a bundle, the manifest last. The source's model has no weights afterwards."""
+    schedule = noise_schedule(source.model.config.scheduler)
     steps = min(DEFAULT_STEPS, schedule.num_train_timesteps)
     plans = {key: plan for sampler in SAMPLERS for key, plan in default_plans(schedule, sampler, steps).items()}
-    with replacing(target) as folder:
-        conformance = Conformance()
-        add_cases(conformance, opened, plans, precision, report)
-        graphs = write_graphs(opened, GraphWriter(folder, conformance, accepted, report), precision)
-        (folder / TOKENIZER).write_bytes(opened.tokenizer.data)
-        (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
-        manifest = describe(opened, name, schedule)
-        manifest["conditioning"]["tokenizer"] = describe_file(folder / TOKENIZER)
-        tables = {key: plan.to_json() for key, plan in plans.items()}
-        write_manifest(folder, {**manifest, "graphs": graphs, "plans": tables})
-    minutes = (time.monotonic() - begun) / 60
-    report(
-        f'{target}: written in {minutes:.1f} minutes; draw with: python -m runtime --model {target} "a cat" -o cat.png'
-    )
+    conformance = Conformance()
+    add_cases(conformance, source, plans, precision, report)
+    graphs = write_graphs(source, GraphWriter(folder, conformance, accepted, report), precision)
+    (folder / TOKENIZER).write_bytes(source.tokenizer.data)
+    (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
+    manifest = describe(source, name, schedule)
+    manifest["conditioning"]["tokenizer"] = describe_file(folder / TOKENIZER)
+    tables = {key: plan.to_json() for key, plan in plans.items()}
+    write_manifest(folder, {**manifest, "graphs": graphs, "plans": tables})
 
 
 def add_cases(

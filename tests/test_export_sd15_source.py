@@ -205,6 +205,12 @@ def test_a_scale_that_is_none_is_one_line(text: str, capsys: pytest.CaptureFixtu
     assert said.count("\n") == 1
 
 
+def test_a_target_that_is_no_bundle_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ExportError, match=r"holds thesis.tex, which is no part of a bundle"):
+        export_sd15(tmp_path / "missing.safetensors", tmp_path, report=lambda line: None)
+
+
 def test_an_unknown_precision_is_refused(published: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="precision 'int3' is unknown; choose fp32 or fp16"):
         export_sd15(published, tmp_path / "small", precision="int3")
