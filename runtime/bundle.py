@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from runtime.errors import BundleError
 from runtime.plan import NoiseSchedule, Plan
+from runtime.verified import compare_sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -191,22 +193,35 @@ class Bundle:
             data = path.read_bytes()
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
-        if file.sha256 is not None and hashlib.sha256(data).hexdigest() != file.sha256:
-            raise BundleError(
-                f"{path} does not have the SHA-256 of the manifest; it was altered or damaged: fetch it again"
-            )
+        if file.sha256 is not None:
+            compare_sha256(path, hashlib.sha256(data).hexdigest(), file.sha256)
         return data
 
 
 def checked_path(folder: Path, file: File) -> Path:
     path = folder / file.name
-    if path.is_symlink() or not path.is_file():
-        reason = "a symbolic link" if path.is_symlink() else "not there"
-        raise BundleError(f"{path} is {reason}; the bundle needs it as a plain file")
-    size = path.stat().st_size
+    size = plain_file_size(path)
     if size != file.size:
         raise BundleError(f"{path} has {size} bytes where the manifest says {file.size}; fetch it again")
     return path
+
+
+def plain_file_size(path: Path) -> int:
+    """Bytes of a file that is no link to another place.
+
+    Raises:
+        BundleError: not there, a symbolic link, not a plain file, or its folder is locked.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is not there; the bundle needs it as a plain file") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no file"
+        raise BundleError(f"{path} is {kind}; the bundle needs it as a plain file")
+    return status.st_size
 
 
 def search_folders() -> list[Path]:
@@ -223,10 +238,14 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
     """
     path = Path(model)
     candidates = [path, *(folder / path for folder in search_folders() if not path.is_absolute())]
-    for candidate in candidates:
-        if (candidate / MANIFEST).is_file() or (candidate / MODEL_INDEX).is_file():
-            return candidate
-    if path.is_dir():
+    try:
+        for candidate in candidates:
+            if (candidate / MANIFEST).is_file() or (candidate / MODEL_INDEX).is_file():
+                return candidate
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise BundleError(f"{path} cannot be looked into ({error.strerror}); give a bundle's folder or name") from error
+    if is_folder:
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST}")
     known = sorted({found.parent.name for folder in search_folders() for found in folder.glob(f"*/{MANIFEST}")})
     hint = f"known here: {', '.join(known)}" if known else "make one with: python -m export"
@@ -251,12 +270,16 @@ def open_bundle(model: str | os.PathLike[str]) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
         return open_folder(folder)
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
+    size = plain_file_size(path)
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has {size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
     try:
         text = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
+    try:
         value = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({' '.join(str(error).split())})") from error
     bundle = read_manifest(value, folder, hashlib.sha256(text).hexdigest())
     for file in bundle.files():

@@ -25,7 +25,7 @@ from runtime.plan import compile_plan
 from runtime.prompt import PromptTokenizer, shortened
 from runtime.session import Session, as_inputs, choose_provider
 from runtime.text_to_image import MAX_SIDE
-from runtime.verified import hash_file
+from runtime.verified import compare_sha256, hash_file
 
 PLAN_TENSORS = ("signal_scales", "noise_scales", "timesteps", "guidance", "weights", "x0_weights")
 MAX_DRAW = 1000  # of a case of noise
@@ -84,10 +84,7 @@ def check_hash(bundle: Bundle, file: File) -> str:
         actual = hash_file(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror})") from error
-    if actual != file.sha256:
-        raise BundleError(
-            f"{path} does not have the SHA-256 of the manifest; it was altered or damaged: fetch it again"
-        )
+    compare_sha256(path, actual, file.sha256)
     return f"pass  {file.name}: SHA-256"
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
-from runtime.bundle import CONFORMANCE, MANIFEST, Bundle
+from runtime.bundle import CONFORMANCE, MANIFEST, Bundle, plain_file_size
 from runtime.errors import BundleError
 from runtime.fields import Fields
 
@@ -68,12 +68,9 @@ def read_conformance(bundle: Bundle) -> tuple[list[dict[str, Any]], dict[str, Ar
         raise BundleError(
             f"{bundle.folder} was exported by others and has no {CONFORMANCE} to replay; bundles have one"
         )
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path} is not there as a plain file; export the bundle again")
-    if path.stat().st_size > MAX_CONFORMANCE_BYTES:
-        raise BundleError(
-            f"{path} has {path.stat().st_size} bytes; a conformance file has at most {MAX_CONFORMANCE_BYTES}"
-        )
+    size = plain_file_size(path)
+    if size > MAX_CONFORMANCE_BYTES:
+        raise BundleError(f"{path} has {size} bytes; a conformance file has at most {MAX_CONFORMANCE_BYTES}")
     try:
         data = path.read_bytes()
     except OSError as error:

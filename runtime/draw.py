@@ -24,10 +24,12 @@ from runtime.loading import load
 from runtime.noise import GENERATORS
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import add_plan_arguments, plan_settings
+from runtime.prompt import shortened
 from runtime.result import Result, image_paths
 
 BAR_WIDTH = 30
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
+MAX_DIGITS = 18  # of a label; Python reads no number of thousands
 ARRAYS = ".npz"
 
 
@@ -95,14 +97,14 @@ def parse_labels(text: str, conditioning: ClassConditioning) -> list[int]:
         return list(range(conditioning.num_classes))
     if text in conditioning.names:
         return [conditioning.names.index(text)]
-    if text.isdecimal() and int(text) < conditioning.num_classes:
+    if text.isdecimal() and len(text) <= MAX_DIGITS and int(text) < conditioning.num_classes:
         return [int(text)]
     names = (
         ""
         if conditioning.names == tuple(map(str, range(conditioning.num_classes)))
         else f" ({', '.join(conditioning.names)})"
     )
-    raise RequestError(f"label {text!r} is none of 0 to {conditioning.num_classes - 1}{names} or all")
+    raise RequestError(f"label {shortened(text)!r} is none of 0 to {conditioning.num_classes - 1}{names} or all")
 
 
 def parse_size(text: str) -> dict[str, int]:

@@ -45,6 +45,10 @@ def check_sha256(path: Path, expected: str) -> None:
         actual = sha256(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror or error})") from error
+    compare_sha256(path, actual, expected)
+
+
+def compare_sha256(path: Path, actual: str, expected: str) -> None:
     if actual != expected:
         raise BundleError(
             f"{path} does not have the SHA-256 of the manifest; it was altered or damaged: fetch it again"

@@ -144,11 +144,29 @@ def test_an_altered_file_of_the_same_size_is_noticed(bundle: Path) -> None:
         opened.read(opened.graph("unet").file)
 
 
-def test_a_symbolic_link_is_refused(bundle: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere.onnx"
-    os.replace(bundle / "unet.onnx", elsewhere)
-    (bundle / "unet.onnx").symlink_to(elsewhere)
-    with pytest.raises(BundleError, match="is a symbolic link"):
+@pytest.mark.parametrize("name", ["unet.onnx", "manifest.json"])
+def test_a_symbolic_link_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    os.replace(bundle / name, tmp_path / "elsewhere")
+    (bundle / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name} is a symbolic link; the bundle needs it as a plain file"):
+        open_bundle(bundle)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions bind everybody but root")
+@pytest.mark.parametrize(("locked", "mode"), [(".", 0o000), (".", 0o400), ("manifest.json", 0o000)])
+def test_what_may_not_be_read_is_one_line(bundle: Path, locked: str, mode: int) -> None:
+    (bundle / locked).chmod(mode)
+    try:
+        with pytest.raises(BundleError, match=r"cannot be (read|looked into) \(Permission denied\)"):
+            open_bundle(bundle)
+    finally:
+        (bundle / locked).chmod(0o755)
+
+
+def test_a_folder_in_place_of_a_file(bundle: Path) -> None:
+    (bundle / "unet.onnx").unlink()
+    (bundle / "unet.onnx").mkdir()
+    with pytest.raises(BundleError, match=r"unet\.onnx is no file; the bundle needs it as a plain file"):
         open_bundle(bundle)
 
 

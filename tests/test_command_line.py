@@ -98,6 +98,8 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["--colour", "red"], "unrecognized arguments: --colour"),
         (["--label", "3"], "label '3' is none of 0 to 2 (cat, dog, owl) or all"),
         (["--label", "-1"], "label '-1' is none of 0 to 2"),
+        (["--label", "9" * 5000], "9…' is none of 0 to 2"),
+        (["--model", "m" * 300], "cannot be looked into (File name too long); give a bundle's folder or name"),
         (["--label", "seven"], "label 'seven' is none of"),
         (["--steps", "0"], "num_inference_steps is 0"),
         (["--steps", "-5"], "num_inference_steps is -5"),
