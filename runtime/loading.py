@@ -11,6 +11,7 @@ from runtime.networks import Networks
 from runtime.pipeline import Pipeline
 from runtime.session import choose_provider
 from runtime.text_to_image import TextToImage
+from runtime.vae import TILING, Tiling
 
 
 def load(
@@ -41,14 +42,16 @@ def load(
     """
     bundle = open_bundle(model)
     chosen, why = choose_provider(provider)
-    return make_pipeline(bundle, Networks(bundle, chosen, threads, low_memory, variant), why)
+    return make_pipeline(
+        bundle, Networks(bundle, chosen, threads, low_memory, variant), why, TILING if low_memory else None
+    )
 
 
-def make_pipeline(bundle: Bundle, networks: Networks, provider_reason: str) -> Pipeline:
-    """The pipeline for what the model is told; for arguments see ``Pipeline``."""
+def make_pipeline(bundle: Bundle, networks: Networks, provider_reason: str, tiles: Tiling | None = None) -> Pipeline:
+    """The pipeline for what the model is told; without ``tiles`` every image is decoded whole."""
     conditioning = bundle.conditioning
     if isinstance(conditioning, TextConditioning) and bundle.latents:
-        return TextToImage(bundle, networks, provider_reason, conditioning, bundle.latents)
+        return TextToImage(bundle, networks, provider_reason, conditioning, bundle.latents, tiles)
     if not isinstance(conditioning, TextConditioning) and bundle.pixels:
         return ClassToImage(bundle, networks, provider_reason, conditioning, bundle.pixels)
     raise BundleError(f"{bundle.folder} has neither text with latents nor classes with pixels")

@@ -7,11 +7,13 @@ import threading
 
 from runtime.bundle import Bundle, GraphVariant
 from runtime.errors import RequestError
+from runtime.limits import check_whole
 from runtime.session import Session
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_VARIANT = "fp32"
+MAX_THREADS = 1024
 
 
 class Networks:
@@ -40,26 +42,40 @@ class Networks:
             variant: which one of a role that has it; others, and all without it, are float32 where they can be.
 
         Raises:
-            RequestError: no role has the variant.
+            RequestError: no role has the variant, or threads is no number of threads.
         """
         self.bundle, self.provider, self.threads, self.low_memory = bundle, provider, threads, low_memory
         known = sorted({name for variants in bundle.graphs.values() for name in variants})
         if variant is not None and variant not in known:
             raise RequestError(f"variant {variant!r} is unknown; {bundle.name} has {', '.join(known)}")
+        if threads is not None:
+            check_whole("threads", threads, least=1, most=MAX_THREADS)
         self.variant = variant
         self.fallbacks: dict[str, str] = {}
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
+    def variant_of(self, role: str) -> str:
+        """Which of a role's graphs is used: the one asked for, else float32, else the first."""
+        variants = self.bundle.graphs.get(role, {})
+        wanted = (self.variant or DEFAULT_VARIANT, DEFAULT_VARIANT, *variants)
+        return next((name for name in wanted if name in variants), DEFAULT_VARIANT)
+
     def graph(self, role: str) -> GraphVariant:
-        """Which of a role's graphs is used.
+        """The graph that is used for a role.
 
         Raises:
             BundleError: the bundle has no graph for the role.
         """
-        variants = self.bundle.graphs.get(role, {})
-        usable = [name for name in (self.variant, DEFAULT_VARIANT, *variants) if name in variants]
-        return self.bundle.graph(role, usable[0] if usable and usable[0] else DEFAULT_VARIANT)
+        return self.bundle.graph(role, self.variant_of(role))
+
+    def wider(self, role: str) -> str:
+        """What helps where a role's numbers are no longer finite: words, which are empty if it is float32 already."""
+        used = self.variant_of(role)
+        if used == DEFAULT_VARIANT:
+            return ""
+        there = "" if DEFAULT_VARIANT in self.bundle.graphs[role] else ", which has to be exported first"
+        return f"the variant {used} may be too narrow: take {DEFAULT_VARIANT}{there}"
 
     def session(self, role: str) -> Session:
         """The session for a role. A caller that keeps it keeps its memory, also where it is short.

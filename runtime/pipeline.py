@@ -210,9 +210,8 @@ class Pipeline(ABC):
             noise = draw(generators, shape) if plan.weights[i, -1] != 0 else None
             following = combine(plan.weights[i], [*padded(samples), *padded(outputs), noise])
             if not np.isfinite(following).all():
-                raise RequestError(
-                    f"row {i + 1} of {len(plan)} is no longer finite; guidance_scale {guidance_scale} is too large"
-                )
+                remedy = self.networks.wider("unet") or f"guidance_scale {guidance_scale} is too large"
+                raise RequestError(f"row {i + 1} of {len(plan)} is no longer finite; {remedy}")
             samples.appendleft(following)
             yield Step(i + 1, len(plan), following, pred_original)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from runtime.errors import RequestError
 from runtime.image import FORMATS, UInt8, check_writable, encode_image, make_grid, write_file
+from runtime.limits import check_whole
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Result:
             RequestError: unknown suffix, missing folder, or a file that exists.
         """
         base = image_path(path)
+        if columns is not None:
+            check_whole("columns", columns, least=1)
         check_writable(base, overwrite)
         sheet = make_grid(self.images, columns or math.ceil(math.sqrt(len(self.images))))
         own = self.metadata | {"seeds": list(self.seeds), "conditions": [dict(each) for each in self.conditions]}

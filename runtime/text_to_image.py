@@ -5,7 +5,7 @@ Shapes: B images, L tokens, D width of the text embeddings, C h w one image's la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +20,10 @@ from runtime.memory import check_memory
 from runtime.networks import Networks
 from runtime.noise import image_seed
 from runtime.pipeline import Conditioning, Pipeline, Progress
-from runtime.prompt import PromptTokenizer
+from runtime.prompt import PromptTokenizer, check_text
 from runtime.result import Result
 from runtime.session import as_inputs
-from runtime.vae import TILING, decode
+from runtime.vae import Tiling, decode
 
 Float32 = npt.NDArray[np.float32]
 
@@ -41,9 +41,10 @@ class TextToImage(Pipeline):
         provider_reason: str,
         conditioning: TextConditioning,
         latents: Latents,
+        tiles: Tiling | None = None,
     ) -> None:
         super().__init__(bundle, networks, provider_reason)
-        self.conditioning, self.latents = conditioning, latents
+        self.conditioning, self.latents, self.tiles = conditioning, latents, tiles
         if len(bundle.unet_input) > 1:
             names = ", ".join(name for name, _ in bundle.unet_input)
             raise RequestError(
@@ -54,7 +55,7 @@ class TextToImage(Pipeline):
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         width: int | None = None,
         height: int | None = None,
         num_images_per_prompt: int = 1,
@@ -66,7 +67,7 @@ class TextToImage(Pipeline):
 
         Args:
             prompt: one or several; images of the same prompt follow each other.
-            negative_prompt: what guidance leads away from; one for all, or one for each prompt.
+            negative_prompt: what guidance leads away from; one for all, or one for each prompt. None is the empty one.
             width, height: pixels, multiples of the latents' factor; without them the bundle's defaults.
             num_images_per_prompt: image k of all has seed + k.
             clip_skip: last layers of the text encoder to leave out, for negative prompts too (where diffusers leaves
@@ -79,7 +80,8 @@ class TextToImage(Pipeline):
             The images; ``sample`` holds their latents, float32 (B, C, h, w).
 
         Raises:
-            RequestError: an argument is out of range; nothing has been computed then.
+            RequestError: an argument is out of range, and nothing has been computed; or a network's numbers are no
+                longer finite.
         """
         prompts, negatives = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
         width, height = self.check_size(width, height)
@@ -120,11 +122,20 @@ class TextToImage(Pipeline):
         return Conditioning({"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond})
 
     def decode(self, latents: Float32) -> UInt8:
-        """Latents float32 (B, C, h, w) as images uint8 (B, H, W, 3), one by one."""
+        """Latents float32 (B, C, h, w) as images uint8 (B, H, W, 3), one by one.
+
+        Raises:
+            RequestError: the decoder's numbers are not finite, which no picture could show.
+        """
         decoder = self.networks.session("vae_decoder")
-        factors = self.latents.scaling_factor, self.latents.factor
-        tiles = TILING if self.networks.low_memory else None
-        return np.concatenate([to_uint8(decode(decoder, each, *factors, tiles)[None]) for each in latents])
+        images = []
+        for k, each in enumerate(latents):
+            pixels = decode(decoder, each, self.latents.scaling_factor, self.latents.factor, self.tiles)
+            if not np.isfinite(pixels).all():
+                remedy = self.networks.wider("vae_decoder") or "export the model again with another VAE (--vae)"
+                raise RequestError(f"the VAE makes image {k + 1} of {len(latents)} of numbers not finite; {remedy}")
+            images.append(to_uint8(pixels[None]))
+        return np.concatenate(images)
 
     def check_memory(self, width: int, height: int, batch: int) -> None:
         """Refuse what this machine has too little memory for. What a graphics card has is not known here.
@@ -136,17 +147,18 @@ class TextToImage(Pipeline):
             check_memory(self.bundle, width, height, batch, self.networks.low_memory, self.networks.variant)
 
     def check_prompts(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str], num_images_per_prompt: int
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, num_images_per_prompt: int
     ) -> tuple[list[str], list[str]]:
         """Prompt and negative prompt of every image.
 
         Raises:
-            RequestError: no prompt, another number of negative prompts, or no images.
+            RequestError: no prompt, one that is no text, another number of negative prompts, or no images.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        prompts, negatives = texts(prompt), texts("" if negative_prompt is None else negative_prompt)
         if not prompts:
             raise RequestError("there is no prompt to draw; give at least one")
+        if isinstance(negative_prompt, str | None):
+            negatives = negatives * len(prompts)
         if len(prompts) != len(negatives):
             raise RequestError(f"{len(prompts)} prompts have {len(negatives)} negative prompts; give one, or as many")
         check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
@@ -176,3 +188,15 @@ class TextToImage(Pipeline):
         chosen = self.conditioning.clip_skip if clip_skip is None else clip_skip
         check_whole("clip_skip", chosen, least=0, most=most)
         return chosen
+
+
+def texts(prompt: str | Sequence[str]) -> list[str]:
+    """One prompt or several as a list.
+
+    Raises:
+        RequestError: one is no text, or longer than a million characters.
+    """
+    found = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes) else [prompt]
+    for each in found:
+        check_text(each)
+    return found

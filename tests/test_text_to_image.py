@@ -129,21 +129,9 @@ def test_a_prompt_that_is_too_long_says_what_was_cut_off(pipeline: TextToImage) 
 
 
 def test_a_small_world_names_the_words_it_does_not_know(folder: Path, tmp_path: Path) -> None:
-    bundle = changed(folder, tmp_path, lambda m: m["conditioning"].update(known_words=["red", "circle"]))
+    bundle = tiny.changed(folder, tmp_path, lambda m: m["conditioning"].update(known_words=["red", "circle"]))
     with pytest.warns(UserWarning, match="was not trained with 'a, elephant'; it knows: red, circle"):
         load(bundle, provider="cpu")("A red elephant", num_inference_steps=1)
-
-
-def changed(folder: Path, target: Path, change: Any) -> Path:
-    """A copy of the bundle with another manifest."""
-    copy = target / "changed"
-    copy.mkdir()
-    for file in folder.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    value = json.loads((copy / "manifest.json").read_text())
-    change(value)
-    (copy / "manifest.json").write_text(json.dumps(value))
-    return copy
 
 
 @pytest.mark.parametrize(
@@ -151,6 +139,12 @@ def changed(folder: Path, target: Path, change: Any) -> Path:
     [
         ({"prompt": []}, "there is no prompt to draw"),
         ({"prompt": [7]}, "a prompt must be a string, not int"),
+        ({"prompt": [["red"]]}, "a prompt must be a string, not list"),
+        ({"prompt": None}, "a prompt must be a string, not NoneType"),
+        ({"prompt": 5}, "a prompt must be a string, not int"),
+        ({"prompt": b"red"}, "a prompt must be a string, not bytes"),
+        ({"negative_prompt": 5}, "a prompt must be a string, not int"),
+        ({"negative_prompt": [None]}, "a prompt must be a string, not NoneType"),
         ({"prompt": "bad \udcff byte"}, "the prompt is not text: character 5 is '\\udcff'"),
         ({"prompt": "a" * 1_000_001}, "the prompt has 1000001 characters; at most 1000000 are read"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts have 2 negative prompts; give one, or as many"),
@@ -175,6 +169,27 @@ def test_bad_requests_name_the_value_and_what_is_allowed(
         pipeline(**{"prompt": "red", **arguments})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_negative_prompt_is_the_empty_one(pipeline: TextToImage) -> None:
+    expected = pipeline(["red", "blue"], negative_prompt="", seed=1)
+    for negative in (None, ["", ""]):
+        assert pipeline(["red", "blue"], negative_prompt=negative, seed=1).sample.tobytes() == expected.sample.tobytes()
+    assert {each["negative_prompt"] for each in pipeline("red", negative_prompt=None).conditions} == {""}
+
+
+@pytest.mark.parametrize("threads", ["2", 0, -1, 1.5, True, 10**6])
+def test_threads_are_a_number(folder: Path, threads: Any) -> None:
+    with pytest.raises(RequestError, match=r"threads is .*; it must be a whole number from 1 to 1024"):
+        load(folder, "cpu", threads=threads)
+
+
+@pytest.mark.parametrize("columns", [0, -1, 2.0, "2"])
+def test_columns_of_a_sheet_are_a_number(pipeline: TextToImage, tmp_path: Path, columns: Any) -> None:
+    result = pipeline("red", num_inference_steps=1)
+    with pytest.raises(RequestError, match=r"columns is .*; it must be a whole number of at least 1"):
+        result.save_grid(tmp_path / "out.png", columns)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_carry_what_made_them(pipeline: TextToImage, tmp_path: Path) -> None:
@@ -206,13 +221,13 @@ def test_files_carry_what_made_them(pipeline: TextToImage, tmp_path: Path) -> No
 )
 def test_a_wrong_manifest_is_one_clear_line(folder: Path, tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(BundleError) as error:
-        load(changed(folder, tmp_path, change))
+        load(tiny.changed(folder, tmp_path, change))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_bundle_without_an_encoder_of_images_draws(folder: Path, tmp_path: Path) -> None:
-    bundle = changed(folder, tmp_path, lambda m: m["graphs"].pop("vae_encoder"))
+    bundle = tiny.changed(folder, tmp_path, lambda m: m["graphs"].pop("vae_encoder"))
     assert len(load(bundle, provider="cpu")("red", num_inference_steps=1).images) == 1
 
 
@@ -222,13 +237,13 @@ def test_an_inpainting_model_is_not_taken_for_another(folder: Path, tmp_path: Pa
         manifest["graphs"]["unet"]["fp32"]["inputs"][0]["shape"][1] = 9
 
     with pytest.raises(RequestError, match=r"fills in parts of a picture .*sample, mask, masked_sample"):
-        load(changed(folder, tmp_path, change), provider="cpu")
+        load(tiny.changed(folder, tmp_path, change), provider="cpu")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\x00\xff" * 200, b"[" * 100_000])
 def test_a_file_that_is_no_tokenizer_is_named(folder: Path, tmp_path: Path, damage: bytes) -> None:
     described = tiny.described("tokenizer.json", damage)
-    bundle = changed(folder, tmp_path, lambda m: m["conditioning"].update(tokenizer=described))
+    bundle = tiny.changed(folder, tmp_path, lambda m: m["conditioning"].update(tokenizer=described))
     (bundle / "tokenizer.json").write_bytes(damage)
     if not damage:
         with pytest.raises(BundleError, match="size is 0"):
@@ -239,7 +254,7 @@ def test_a_file_that_is_no_tokenizer_is_named(folder: Path, tmp_path: Path, dama
 
 
 def test_an_altered_tokenizer_is_noticed(folder: Path, tmp_path: Path) -> None:
-    bundle = changed(folder, tmp_path, lambda m: None)
+    bundle = tiny.changed(folder, tmp_path, lambda m: None)
     path = bundle / "tokenizer.json"
     path.write_bytes(path.read_bytes().replace(b"circle", b"cIrcle"))
     with pytest.raises(BundleError, match="does not have the SHA-256 of the manifest"):
@@ -249,7 +264,7 @@ def test_an_altered_tokenizer_is_noticed(folder: Path, tmp_path: Path) -> None:
 def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     larger = tiny.tokenizer().replace(b'"red":4', b'"red":40')
     described = tiny.described("tokenizer.json", larger)
-    bundle = changed(folder, tmp_path, lambda m: m["conditioning"].update(tokenizer=described))
+    bundle = tiny.changed(folder, tmp_path, lambda m: m["conditioning"].update(tokenizer=described))
     (bundle / "tokenizer.json").write_bytes(larger)
     with pytest.raises(BundleError, match="gives id 40, but vocab_size is 11"):
         load(bundle, provider="cpu")("red")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +217,15 @@ def write(folder: Path, prediction_type: str = "epsilon") -> Path:
         (target / name).write_bytes(data)
     (target / "manifest.json").write_text(json.dumps(manifest(files, prediction_type)))
     return target
+
+
+def changed(folder: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a bundle in ``target``/changed, with another manifest."""
+    copy = target / "changed"
+    copy.mkdir()
+    for file in filter(Path.is_file, folder.iterdir()):
+        (copy / file.name).write_bytes(file.read_bytes())
+    value = json.loads((copy / "manifest.json").read_text())
+    change(value)
+    (copy / "manifest.json").write_text(json.dumps(value))
+    return copy
