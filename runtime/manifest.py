@@ -63,6 +63,7 @@ def read_manifest(value: object, folder: Path, sha256: str = "") -> Bundle:
     )
     fields.finish()
     check_consistency(bundle, fields.where)
+    check_plan_names(bundle, fields.where)
     check_graphs(bundle, fields.where)
     return bundle
 
@@ -88,6 +89,22 @@ def check_consistency(bundle: Bundle, where: str) -> None:
         raise BundleError(f"{where}: unet_input has {own} channels of sample where the model has {shape.channels}")
     if bundle.pixels and channels != bundle.pixels.channels:
         raise BundleError(f"{where}: unet_input has {channels} channels where pixels has {bundle.pixels.channels}")
+
+
+def check_plan_names(bundle: Bundle, where: str) -> None:
+    """A host without samplers finds its plan by name, so the names must say what the plans are.
+
+    Raises:
+        BundleError: there is no plan of the defaults, or a name does not end with its plan's number of steps.
+    """
+    default = f"{bundle.defaults.sampler}-{bundle.defaults.num_inference_steps}"
+    if default not in bundle.plans:
+        raise BundleError(f"{where}: plans lacks {default!r}, which is the default sampler at its default steps")
+    for name, plan in bundle.plans.items():
+        if not re.fullmatch(rf"[\w.-]+-{plan.num_inference_steps}", name, re.ASCII):
+            raise BundleError(
+                f"{where}: plans: {name!r} must be SAMPLER-STEPS, and it has {plan.num_inference_steps} steps"
+            )
 
 
 def optional(fields: Fields, key: str, read: Callable[[Fields], T]) -> T | None:

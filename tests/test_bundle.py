@@ -84,6 +84,14 @@ CHANGES: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: unet(m)["inputs"][0].update(name="x"), "graphs: unet.fp32 must have"),
     (lambda m: m["defaults"].update(guidance_scale=10**400), "guidance_scale is 1"),
     (lambda m: m["plans"]["ddim-10"].update(initial_scale=10**400), "initial_scale is 1"),
+    (lambda m: m["plans"]["ddim-10"].update(clip_sample=-1), "plans: the plan's clip_sample is -1"),
+    (lambda m: m["plans"]["ddim-10"].update(guidance_rescale=2), "plans: the plan's guidance_rescale is 2"),
+    (lambda m: m.update(plans={}), "plans lacks 'ddim-10', which is the default sampler at its default steps"),
+    (lambda m: m["defaults"].update(num_inference_steps=9), "plans lacks 'ddim-9'"),
+    (lambda m: m["defaults"].update(sampler="pndm"), "plans lacks 'pndm-10'"),
+    (lambda m: m["plans"].update({"ddim-9": m["plans"]["ddim-10"]}), "'ddim-9' must be SAMPLER-STEPS, and it has 10"),
+    (lambda m: m["plans"].update({"10": m["plans"]["ddim-10"]}), "'10' must be SAMPLER-STEPS"),
+    (lambda m: m["plans"].update({"a b-10": m["plans"]["ddim-10"]}), "'a b-10' must be SAMPLER-STEPS"),
     (lambda m: m["plans"]["ddim-10"].update(timesteps=[10**400] * 10), "timesteps must be finite"),
 ]
 
