@@ -84,6 +84,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--low-memory", action="store_true", help="hold one network at a time, decode large pictures in tiles; slower"
     )
+    group.add_argument(
+        "--ignore-memory", action="store_true", help="try also what seems to need far more memory than there is"
+    )
     group.add_argument("--variant", help="which graphs to use where there are several, such as fp16 (default: fp32)")
 
 
@@ -196,7 +199,14 @@ def draw(arguments: argparse.Namespace) -> int:
     """Draw, and say in one line what was used and where it went."""
     if not 1 <= arguments.count <= MAX_COUNT:
         raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
-    pipeline = load(arguments.model, arguments.provider, arguments.threads, arguments.low_memory, arguments.variant)
+    pipeline = load(
+        arguments.model,
+        arguments.provider,
+        arguments.threads,
+        arguments.low_memory,
+        arguments.variant,
+        arguments.ignore_memory,
+    )
     wanted, settings = what_to_draw(arguments, pipeline)
     total = len(wanted) * arguments.count
     columns = arguments.count if len(wanted) > 1 else math.ceil(math.sqrt(total))

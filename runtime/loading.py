@@ -20,6 +20,7 @@ def load(
     threads: int | None = None,
     low_memory: bool = False,
     variant: str | None = None,
+    ignore_memory: bool = False,
 ) -> Pipeline:
     """Open a bundle for drawing.
 
@@ -28,9 +29,10 @@ def load(
         provider: "cpu", "cuda" (raises if CUDA would not really be used) or "auto".
         threads: threads inside an operator; without it one for each core.
         low_memory: hold one network at a time, evaluate the two halves of guidance in turn, and decode images of more
-            than 64 latents a side in tiles. It takes longer, since networks are loaded again for every request. Latents
-            stay the same to the bit; of images, only those in tiles change, slightly.
+            than 64 latents a side in tiles. It takes longer, since networks are loaded again for every request. On
+            the CPU latents stay the same to the bit; of images, only those in tiles change, slightly.
         variant: which of a network's graphs, such as "fp16", where it has several; without it float32.
+        ignore_memory: try also what seems to need far more memory than there is, and say nothing of it.
 
     Returns:
         ``TextToImage`` or ``ClassToImage``, by what the model is told.
@@ -42,9 +44,8 @@ def load(
     """
     bundle = open_bundle(model)
     chosen, why = choose_provider(provider)
-    return make_pipeline(
-        bundle, Networks(bundle, chosen, threads, low_memory, variant), why, TILING if low_memory else None
-    )
+    networks = Networks(bundle, chosen, threads, low_memory, variant, ignore_memory)
+    return make_pipeline(bundle, networks, why, TILING if low_memory else None)
 
 
 def make_pipeline(bundle: Bundle, networks: Networks, provider_reason: str, tiles: Tiling | None = None) -> Pipeline:

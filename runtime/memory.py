@@ -15,11 +15,15 @@ data, each in a process of its own. Peaks of anonymous memory in MiB:
     vae_decoder  1     512 x 512  1,928     2,003
     ===========  ====  =========  ========  =========
 
-A graph whose attention an engine has fused needs less. The estimate is for refusing what is hopeless, not for planning.
+The estimate is for refusing what is hopeless, not for planning, and for such graphs. One whose attention an engine has
+fused needs less. Of fp16 graphs, which the CPU provider casts to float32, it is not measured. So a request is refused
+only where it needs far more than there is, and where it may just not fit, a warning is given. ``runtime.load`` takes
+``ignore_memory``, which asks for neither.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from runtime.available_memory import available_bytes, held_bytes
@@ -28,6 +32,7 @@ from runtime.errors import RequestError
 from runtime.vae import TILING, spans
 
 MIB = 2**20
+SLACK = 1.3  # what needs so many times what there is does not fit, however rough the estimate
 PROCESS = 64 * MIB  # Python, NumPy and ONNX Runtime themselves
 # While a session is made, some weights are there twice: as in the file, and laid out for the kernels.
 LOADING = 1.12
@@ -116,7 +121,9 @@ def estimate(
 def check_memory(
     bundle: Bundle, width: int, height: int, batch: int = 1, low_memory: bool = False, variant: str | None = None
 ) -> None:
-    """Refuse a request that needs more memory than there is; arguments as for ``estimate``.
+    """Refuse a request that needs far more memory than there is, and warn of one that may not fit.
+
+    Arguments are those of ``estimate``.
 
     What this process holds already counts as there: it is mostly networks of earlier requests, which are used again.
 
@@ -128,24 +135,29 @@ def check_memory(
         return
     there = free + held_bytes()
     needed = estimate(bundle, width, height, batch, low_memory, variant)
-    if needed.peak > there:
-        raise RequestError(
-            f"{width}x{height}, {batch} at once, needs about {gigabytes(needed.peak)} of memory ({needed}), and there "
-            f"are {gigabytes(there)}; {advice(bundle, width, height, batch, low_memory, variant, there)}"
-        )
+    if needed.peak <= there:
+        return
+    message = (
+        f"{width}x{height}, {batch} at once, needs about {gigabytes(needed.peak)} of memory ({needed}), and there "
+        f"are {gigabytes(there)}; {advice(bundle, width, height, batch, low_memory, variant, there)}"
+    )
+    if needed.peak > SLACK * there:
+        raise RequestError(f"{message}; ignore_memory (--ignore-memory) tries it all the same")
+    warnings.warn(message, stacklevel=3)
 
 
 def advice(
     bundle: Bundle, width: int, height: int, batch: int, low_memory: bool, variant: str | None, there: int
 ) -> str:
     """The mildest change that would do, with what it needs, or else what is left to try."""
-    changes = [("--batch-size 1", 1, False), ("--low-memory", batch, True), ("--low-memory --batch-size 1", 1, True)]
+    one, one_network = "batch_size=1 (--batch-size 1)", "low_memory (--low-memory)"
+    changes = [(one, 1, False), (one_network, batch, True), (f"{one_network} with {one}", 1, True)]
     changes = [(words, fewer, low) for words, fewer, low in changes if fewer <= batch and low >= low_memory]
     for words, fewer, low in changes:
         peak = estimate(bundle, width, height, fewer, low, variant).peak
         if peak <= there:
             return f"{words} needs {gigabytes(peak)}"
-    return "a smaller --size needs less, also with --low-memory --batch-size 1"
+    return f"a smaller width and height (--size) need less, and {one_network} with {one}"
 
 
 def weights(bundle: Bundle, role: str, variant: str | None) -> int:

@@ -6,7 +6,8 @@ import logging
 import threading
 
 from runtime.bundle import Bundle, GraphVariant
-from runtime.errors import RequestError
+from runtime.engine import PROVIDERS
+from runtime.errors import BundleError, RequestError
 from runtime.limits import check_whole
 from runtime.session import Session
 
@@ -21,6 +22,7 @@ class Networks:
 
     Attributes:
         low_memory: whether a graph is dropped before another is loaded, and the halves of guidance take turns.
+        ignore_memory: whether requests are tried that seem to need more memory than there is.
         fallbacks: by role, how many nodes of its graph did not get the provider that was asked for, in words.
     """
 
@@ -31,6 +33,7 @@ class Networks:
         threads: int | None = None,
         low_memory: bool = False,
         variant: str | None = None,
+        ignore_memory: bool = False,
     ) -> None:
         """Load nothing yet.
 
@@ -40,6 +43,7 @@ class Networks:
             threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
             low_memory: hold one graph at a time.
             variant: which one of a role that has it; others, and all without it, are float32 where they can be.
+            ignore_memory: what the attribute says.
 
         Raises:
             RequestError: no role has the variant, or threads is no number of threads.
@@ -50,7 +54,7 @@ class Networks:
             raise RequestError(f"variant {variant!r} is unknown; {bundle.name} has {', '.join(known)}")
         if threads is not None:
             check_whole("threads", threads, least=1, most=MAX_THREADS)
-        self.variant = variant
+        self.variant, self.ignore_memory = variant, ignore_memory
         self.fallbacks: dict[str, str] = {}
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
@@ -65,9 +69,15 @@ class Networks:
         """The graph that is used for a role.
 
         Raises:
-            BundleError: the bundle has no graph for the role.
+            BundleError: the bundle has no graph for the role, or one that is for other execution providers.
         """
-        return self.bundle.graph(role, self.variant_of(role))
+        graph = self.bundle.graph(role, self.variant_of(role))
+        if not {"any", PROVIDERS[self.provider]} & {*graph.providers}:
+            raise BundleError(
+                f"{graph.file.name} is for {', '.join(graph.providers)}, not for {PROVIDERS[self.provider]}; "
+                "choose another provider or variant"
+            )
+        return graph
 
     def wider(self, role: str) -> str:
         """What helps where a role's numbers are no longer finite: words, which are empty if it is float32 already."""

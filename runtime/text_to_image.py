@@ -138,12 +138,12 @@ class TextToImage(Pipeline):
         return np.concatenate(images)
 
     def check_memory(self, width: int, height: int, batch: int) -> None:
-        """Refuse what this machine has too little memory for. What a graphics card has is not known here.
+        """Refuse what this machine has far too little memory for. What a graphics card has is not known here.
 
         Raises:
             RequestError: with what is needed, what there is, and what needs less.
         """
-        if self.networks.provider == "cpu":
+        if self.networks.provider == "cpu" and not self.networks.ignore_memory:
             check_memory(self.bundle, width, height, batch, self.networks.low_memory, self.networks.variant)
 
     def check_prompts(

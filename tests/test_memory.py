@@ -152,11 +152,11 @@ def there_are(monkeypatch: pytest.MonkeyPatch, free: int | None, held: int = 0) 
 @pytest.mark.parametrize(
     ("free", "size", "batch", "low_memory", "advice"),
     [
-        (6 * 10**9, 512, 1, False, r"--low-memory needs 4\.\d GB"),
-        (9 * 10**9, 512, 4, False, r"--batch-size 1 needs 8\.\d GB"),
-        (5 * 10**9, 512, 4, True, r"--low-memory --batch-size 1 needs 4\.\d GB"),
-        (5 * 10**9, 1024, 1, True, "a smaller --size needs less"),
-        (10**9, 512, 1, False, "a smaller --size needs less"),
+        (6 * 10**9, 512, 1, False, r"low_memory \(--low-memory\) needs 4\.\d GB"),
+        (9 * 10**9, 512, 4, False, r"batch_size=1 \(--batch-size 1\) needs 8\.\d GB"),
+        (5 * 10**9, 512, 4, True, r"low_memory \(--low-memory\) with batch_size=1 \(--batch-size 1\) needs 4\.\d GB"),
+        (5 * 10**9, 1024, 1, True, r"a smaller width and height \(--size\) need less"),
+        (10**9, 512, 1, False, r"a smaller width and height \(--size\) need less"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(
@@ -171,12 +171,25 @@ def test_what_does_not_fit_is_refused_with_what_would(
     there_are(monkeypatch, free)
     message = (
         rf"{size}x{size}, {batch} at once, needs about \d+\.\d GB of memory .*there are {free / 1e9:.1f} GB; {advice}"
+        r".*; ignore_memory \(--ignore-memory\) tries it all the same"
     )
     with pytest.raises(RequestError, match=message) as error:
         check_memory(bundle, size, size, batch, low_memory)
     assert "\n" not in str(error.value)
 
 
+def test_what_may_just_not_fit_is_warned_of(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is where the estimate is 1.3 times what there is."""
+    needed = estimate(bundle, 512, 512).peak
+    there_are(monkeypatch, int(needed / 1.29))
+    with pytest.warns(UserWarning, match=r"512x512, 1 at once, needs about .* GB; low_memory \(--low-memory\) needs 4"):
+        check_memory(bundle, 512, 512)
+    there_are(monkeypatch, int(needed / 1.31))
+    with pytest.raises(RequestError, match="needs about"):
+        check_memory(bundle, 512, 512)
+
+
+@pytest.mark.filterwarnings("error")
 def test_what_fits_passes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     there_are(monkeypatch, 16 * 10**9)
     check_memory(bundle, 512, 512)
