@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from runtime.bundle import File, TensorSpec, open_bundle
 from runtime.errors import RequestError
 from runtime.session import Session
-from runtime.vae import Tiling, decode, encode, fade, spans, weighted_spans
+from runtime.vae import Tiling, decode, encode, spans, weighted_spans
 
 FACTOR, SCALE = 8, 0.18215
 SMALL = Tiling(tile=8, overlap=2)
@@ -134,24 +134,22 @@ def test_another_factor_is_refused(decoder: Session) -> None:
             decode(decoder, noise(4, 16, 16), SCALE, 4, tiles)
 
 
-@pytest.mark.parametrize("overlap", [-1, 0, 17])
+@pytest.mark.parametrize("overlap", [-1, 0, 33])
 def test_overlaps_that_cannot_be_blended_are_refused(overlap: int) -> None:
-    with pytest.raises(RequestError, match="it must be 1 to a quarter of a tile, 16"):
+    with pytest.raises(RequestError, match="it must be 1 to half a tile, 32"):
         Tiling(64, overlap)
 
 
-tilings = st.integers(4, 80).flatmap(lambda tile: st.builds(Tiling, st.just(tile), st.integers(1, tile // 4)))
+tilings = st.integers(4, 80).flatmap(lambda tile: st.builds(Tiling, st.just(tile), st.integers(1, tile // 2)))
 
 
 @given(st.integers(1, 600), tilings)
-def test_tiles_cover_every_size_and_meet_two_at_a_time(size: int, tiling: Tiling) -> None:
+def test_tiles_cover_every_size_and_are_as_few_and_as_large_as_they_can(size: int, tiling: Tiling) -> None:
     found = spans(size, tiling)
     assert found[0][0] == 0
     assert found[-1][1] == size
-    assert len({end - begin for begin, end in found}) == 1
-    assert all(0 <= begin < end <= size and end - begin <= tiling.tile for begin, end in found)
+    assert {end - begin for begin, end in found} == {min(size, tiling.tile)}
     assert all(before[1] - after[0] >= tiling.overlap for before, after in itertools.pairwise(found))
-    assert all(before[1] <= after[0] for before, after in zip(found, found[2:], strict=False))
     assert len(found) == 1 or len(found) == -(-(size - tiling.overlap) // (tiling.tile - tiling.overlap))
 
 
@@ -166,7 +164,9 @@ def test_weights_add_up_to_one(size: int, tiling: Tiling, pixels: int) -> None:
 
 def test_one_tile_fades_into_the_next_without_a_corner() -> None:
     """The weights' slope begins and ends near zero, so that a difference between tiles shows no edge."""
-    slope = np.diff(fade(64, 16, 0, 8).astype(np.float64)[: 16 * 8 + 1])
+    (_, first_end, weights), (second_begin, _, _) = weighted_spans(112, Tiling(64, 16), 8)
+    assert first_end - second_begin == 16
+    slope = -np.diff(weights.astype(np.float64)[second_begin * 8 - 1 :])
     assert (slope >= 0).all()
     assert max(slope[0], slope[-1]) < 0.06 * slope.max()
     assert slope.max() < 1.6 / (16 * 8)
@@ -184,7 +184,7 @@ def latents_like_pictures(size: int) -> np.ndarray:
 
 @pytest.mark.full
 def test_the_full_size_decoder_shows_no_seam(tmp_path: Path) -> None:
-    """The error of tiles is no steeper across a seam than elsewhere, a tenth of what the picture's own gradient is."""
+    """What tiles change is no steeper where they meet than elsewhere, and small beside the picture's own gradient."""
     import random_weights
     from torch import device
 
@@ -214,6 +214,7 @@ def test_the_full_size_decoder_shows_no_seam(tmp_path: Path) -> None:
         f"in seams {columns[seam[1:]].mean():.4f}, at its worst column {columns[seam[1:]].max():.4f}, elsewhere "
         f"{columns[~seam[1:]].mean():.4f}, of the picture {own:.4f}"
     )
-    assert np.sqrt(np.mean(off**2)) < 0.15 * whole.std()
     assert columns[seam[1:]].mean() < 1.2 * columns[~seam[1:]].mean()
-    assert columns[seam[1:]].max() < 0.1 * own
+    assert columns[seam[1:]].max() < 1.5 * columns[~seam[1:]].mean()
+    assert columns.mean() < 0.2 * own
+    assert np.sqrt(np.mean(off**2)) < 0.25 * whole.std()
