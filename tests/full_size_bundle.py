@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,19 @@ from pathlib import Path
 import full_size
 from filelock import FileLock
 
+from export.bundle import exporter_versions
+from runtime.bundle import FORMAT_VERSION
+
 ROOT = Path(__file__).parents[1]
-# What graphs, tokenizer and conformance are made by. LoRA and the pocket model take no part in it.
-SOURCES = ("export/*.py", "training/*.py", "training/ddpm/sampler.py", "training/stable_diffusion/**/*")
+# What graphs, tokenizer, plans, conformance and manifest are made by. LoRA and the pocket model take no part in it.
+SOURCES = (
+    "export/*.py",
+    "training/*.py",
+    "training/ddpm/sampler.py",
+    "training/stable_diffusion/**/*",
+    *(f"runtime/{name}.py" for name in ("plan", "noise", "noise_levels", "noise_schedule", "sigma_spacings")),
+    "runtime/samplers/*.py",
+)
 APART = ("training/stable_diffusion/lora", "training/stable_diffusion/pocket")
 NAME = "sd15"
 
@@ -44,10 +55,15 @@ class Export:
     peak_bytes: int
 
 
-def key() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
-        name = path.relative_to(ROOT).as_posix()
+def versions() -> dict[str, str | int]:
+    return {"format": FORMAT_VERSION, **exporter_versions()}
+
+
+def key(root: Path, versions: Mapping[str, str | int]) -> str:
+    """Stands for all that shapes the bundle's bytes: the code in ``root`` and what it is run with."""
+    digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode())
+    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+        name = path.relative_to(root).as_posix()
         if path.is_file() and "__pycache__" not in name and not name.startswith(APART):
             digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:8]
@@ -56,7 +72,7 @@ def key() -> str:
 @cache
 def exported_bundle() -> Path:
     """The bundle's folder; do not change what is in it."""
-    folder = full_size.cache_folder() / f"bundle-{key()}"
+    folder = full_size.cache_folder() / f"bundle-{key(ROOT, versions())}"
     with FileLock(full_size.cache_folder() / "bundle.lock"):
         for older in full_size.cache_folder().glob("bundle-*"):
             if older != folder:
