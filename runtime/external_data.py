@@ -1,8 +1,7 @@
 """Where an ONNX file says that its weights lie, read without the onnx package and before ONNX Runtime sees the file.
 
 A graph names files of its own choosing. So every tensor's external data is found and held against the files that the
-bundle's manifest names. Only the skeleton of the protobuf is walked: tags and lengths, and the few messages that can
-hold a tensor. Nothing is copied, and nesting and the number of fields are bounded.
+bundle's manifest names. Only the few messages that can hold a tensor are walked, to a bounded depth.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import BundleError
-
-Buffer = bytes | memoryview
+from runtime.protobuf import Buffer, Reader
 
 # Field numbers of onnx.proto that lead to a tensor, by message: number -> message.
 CHILDREN: Mapping[str, Mapping[int, str]] = {
@@ -36,12 +34,7 @@ CHILDREN: Mapping[str, Mapping[int, str]] = {
 }
 TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 8, 13, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
-# protobuf's own parsers stop at a hundred levels. A full-size U-Net has about 10^5 fields on the way to its tensors.
-MAX_DEPTH = 100
-MAX_FIELDS = 10**6
-MAX_STRING = 4096
+MAX_DEPTH = 100  # where protobuf's own parsers stop too
 MAX_OFFSET = 2**63 - 1
 
 
@@ -96,7 +89,7 @@ def find_external_data(model: Buffer, where: str) -> Iterator[ExternalData]:
     Raises:
         BundleError: the file is no ONNX file, is cut off, nests too deeply, or has external data that is not well said.
     """
-    budget = MAX_FIELDS
+    reader = Reader(where)
     pending: list[tuple[str, Buffer, int]] = [("ModelProto", memoryview(model), 1)]
     while pending:
         message, data, depth = pending.pop()
@@ -104,25 +97,23 @@ def find_external_data(model: Buffer, where: str) -> Iterator[ExternalData]:
             raise BundleError(f"{where} nests more than {MAX_DEPTH} levels deep; it is no graph of a network")
         children = CHILDREN[message]
         parts: list[tuple[int, Buffer | int]] = []
-        for number, value in fields(data, where):
-            budget -= 1
-            if budget < 0:
-                raise BundleError(f"{where} has more than {MAX_FIELDS} fields; it is no graph of a network")
+        for number, value in reader.fields(data):
             if number in children:
-                pending.append((children[number], as_message(value, where), depth + 1))
+                pending.append((children[number], reader.message(value), depth + 1))
             elif message == "TensorProto" and number in (TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION):
                 parts.append((number, value))
         if message == "TensorProto":
-            yield from tensor_data(parts, where)
+            yield from tensor_data(parts, reader)
 
 
-def tensor_data(parts: list[tuple[int, Buffer | int]], where: str) -> Iterator[ExternalData]:
+def tensor_data(parts: list[tuple[int, Buffer | int]], reader: Reader) -> Iterator[ExternalData]:
     """The external data of one tensor, if it has any."""
-    name = "".join(text(value, where) for number, value in parts if number == TENSOR_NAME)
+    where = reader.where
+    name = "".join(reader.text(value) for number, value in parts if number == TENSOR_NAME)
     entries: dict[str, str] = {}
     for number, value in parts:
         if number == TENSOR_EXTERNAL_DATA:
-            key, said = entry(as_message(value, where), where)
+            key, said = entry(reader.message(value), reader)
             if key in entries:
                 raise BundleError(f"{where}: tensor {name!r} says {key!r} twice")
             entries[key] = said
@@ -135,11 +126,11 @@ def tensor_data(parts: list[tuple[int, Buffer | int]], where: str) -> Iterator[E
         yield ExternalData(name, entries.get("location", ""), offset, length)
 
 
-def entry(data: Buffer, where: str) -> tuple[str, str]:
+def entry(data: Buffer, reader: Reader) -> tuple[str, str]:
     """Key and value, each said once: protobuf would let the last one win, and readers differ."""
-    said = [(number, text(value, where)) for number, value in fields(data, where)]
+    said = [(number, reader.text(value)) for number, value in reader.fields(data)]
     if sorted(number for number, _ in said) != [ENTRY_KEY, ENTRY_VALUE]:
-        raise BundleError(f"{where} has external data that is not one key with one value")
+        raise BundleError(f"{reader.where} has external data that is not one key with one value")
     by_number = dict(said)
     return by_number[ENTRY_KEY], by_number[ENTRY_VALUE]
 
@@ -148,59 +139,3 @@ def whole_number(said: str, tensor: str, where: str) -> int:
     if not (said.isascii() and said.isdigit() and len(said) <= len(str(MAX_OFFSET)) and int(said) <= MAX_OFFSET):
         raise BundleError(f"{where}: tensor {tensor!r} has {said[:40]!r} for an offset or a length")
     return int(said)
-
-
-def text(value: Buffer | int, where: str) -> str:
-    data = as_message(value, where)
-    if len(data) > MAX_STRING:
-        raise BundleError(f"{where} has a name of {len(data)} bytes; at most {MAX_STRING} are read")
-    try:
-        return bytes(data).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{where} has a name that is not UTF-8; it is no ONNX file, or damaged") from error
-
-
-def as_message(value: Buffer | int, where: str) -> Buffer:
-    if isinstance(value, int):
-        raise BundleError(f"{where} has a number where ONNX has a message; it is no ONNX file, or damaged")
-    return value
-
-
-def fields(data: Buffer, where: str) -> Iterator[tuple[int, Buffer | int]]:
-    """Number and value of each field of a protobuf message: a view for strings and messages, else an int.
-
-    Raises:
-        BundleError: a length goes beyond the end, a number has more than ten bytes, or a wire type is unknown.
-    """
-    position, end = 0, len(data)
-    while position < end:
-        tag, position = varint(data, position, where)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == VARINT:
-            value, position = varint(data, position, where)
-            yield number, value
-            continue
-        if wire_type == BYTES:
-            size, position = varint(data, position, where)
-        elif wire_type in FIXED_SIZES:
-            size = FIXED_SIZES[wire_type]
-        else:
-            raise BundleError(f"{where} is no ONNX file: field {number} has wire type {wire_type}")
-        if size > end - position:
-            raise BundleError(f"{where} is cut off, or no ONNX file: a field of {size} bytes goes beyond its end")
-        yield number, data[position : position + size]
-        position += size
-
-
-def varint(data: Buffer, position: int, where: str) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and the position behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise BundleError(f"{where} is cut off, or no ONNX file: it ends inside a number")
-        byte = data[position]
-        position += 1
-        if byte < 0x80:
-            return value | byte << shift, position
-        value |= (byte & 0x7F) << shift
-    raise BundleError(f"{where} is no ONNX file, or damaged: a number has more than ten bytes")

@@ -169,6 +169,14 @@ def cut(name: str, size: int) -> Callable[[Path], object]:
     return lambda folder: os.truncate(folder / name, size)
 
 
+def endless() -> bytes:
+    """A graph of 4 MiB whose only input has two million fields of its own, where no tensor's data could be."""
+    value = onnx.ValueInfoProto()
+    value.MergeFromString(b"\x78\x00" * 2**21)  # fields that ONNX does not know are kept
+    graph = onnx.GraphProto(input=[value])
+    return onnx.ModelProto(graph=graph).SerializeToString()
+
+
 UNET_FILE, SCHEDULER = "unet/model.onnx", "scheduler/scheduler_config.json"
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no graph": (remove(UNET_FILE), "lacks unet/model.onnx"),
@@ -180,6 +188,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "short graph": (cut(UNET_FILE, 150), "is cut off, or no ONNX file"),
     "empty graph": (cut(UNET_FILE, 0), "model.onnx is empty"),
     "graph of text": (write(UNET_FILE, b"<!DOCTYPE html>"), "is no ONNX file"),
+    "endless graph": (lambda f: (f / UNET_FILE).write_bytes(endless()), "has more than 1000000 fields"),
     "linked weights": (link("unet/weights.pb"), "weights.pb is a symbolic link"),
     "linked graph": (link(UNET_FILE), "model.onnx is a symbolic link"),
     "linked part": (link("unet"), "unet is a symbolic link; copy the folder"),

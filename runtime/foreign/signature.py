@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runtime.bundle import TensorSpec
 from runtime.errors import BundleError
-from runtime.external_data import Buffer, as_message, fields, text
+from runtime.protobuf import Buffer, Reader
 
 # onnx.TensorProto.DataType, as far as such graphs use it at their boundary.
 DTYPES: Mapping[int, str] = {1: "float32", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
@@ -35,12 +35,12 @@ def read_signature(model: Buffer, where: str) -> GraphSignature:
     Raises:
         BundleError: it is no ONNX file, or an input or output is no tensor of a known type.
     """
-    signature = GraphSignature()
-    for number, value in fields(memoryview(model), where):
+    signature, reader = GraphSignature(), Reader(where)
+    for number, value in reader.fields(memoryview(model)):
         if number == MODEL_GRAPH:
-            read_graph(as_message(value, where), where, signature)
+            read_graph(reader.message(value), reader, signature)
         elif number == MODEL_OPSETS:
-            opset = dict(fields(as_message(value, where), where))
+            opset = dict(reader.fields(reader.message(value)))
             version = opset.get(OPSET_VERSION, 0)
             if not opset.get(OPSET_DOMAIN) and isinstance(version, int):
                 signature.opset = version
@@ -49,36 +49,36 @@ def read_signature(model: Buffer, where: str) -> GraphSignature:
     return signature
 
 
-def read_graph(graph: Buffer, where: str, signature: GraphSignature) -> None:
-    for number, value in fields(graph, where):
+def read_graph(graph: Buffer, reader: Reader, signature: GraphSignature) -> None:
+    for number, value in reader.fields(graph):
         if number == GRAPH_INPUT:
-            signature.inputs.append(read_value(as_message(value, where), where))
+            signature.inputs.append(read_value(reader.message(value), reader))
         elif number == GRAPH_OUTPUT:
-            signature.outputs.append(read_value(as_message(value, where), where))
+            signature.outputs.append(read_value(reader.message(value), reader))
         elif number == GRAPH_INITIALIZER:
             name, sizes = "", []
-            for part, said in fields(as_message(value, where), where):
+            for part, said in reader.fields(reader.message(value)):
                 if part == TENSOR_NAME:
-                    name = text(said, where)
+                    name = reader.text(said)
                 elif part == TENSOR_DIMS and isinstance(said, int):
                     sizes.append(said)
             signature.weights[name] = tuple(sizes)
 
 
-def read_value(value: Buffer, where: str) -> TensorSpec:
+def read_value(value: Buffer, reader: Reader) -> TensorSpec:
     """One input or output: ``ValueInfoProto``."""
-    parts = dict(fields(value, where))
-    name = text(parts.get(VALUE_NAME, b""), where)
-    kind = dict(fields(as_message(parts.get(VALUE_TYPE, b""), where), where))
-    tensor = dict(fields(as_message(kind.get(TYPE_TENSOR, b""), where), where))
+    parts = dict(reader.fields(value))
+    name = reader.text(parts.get(VALUE_NAME, b""))
+    kind = dict(reader.fields(reader.message(parts.get(VALUE_TYPE, b""))))
+    tensor = dict(reader.fields(reader.message(kind.get(TYPE_TENSOR, b""))))
     element = tensor.get(TENSOR_TYPE_ELEMENT, 0)
     dtype = DTYPES.get(element) if isinstance(element, int) else None
     if dtype is None:
-        raise BundleError(f"{where}: {name!r} is no tensor of {', '.join(DTYPES.values())}")
+        raise BundleError(f"{reader.where}: {name!r} is no tensor of {', '.join(DTYPES.values())}")
     sizes: list[int | str] = []
-    for number, dimension in fields(as_message(tensor.get(TENSOR_TYPE_SHAPE, b""), where), where):
+    for number, dimension in reader.fields(reader.message(tensor.get(TENSOR_TYPE_SHAPE, b""))):
         if number == SHAPE_DIMENSION:
-            said = dict(fields(as_message(dimension, where), where))
+            said = dict(reader.fields(reader.message(dimension)))
             size = said.get(DIMENSION_VALUE)
-            sizes.append(size if isinstance(size, int) else text(said.get(DIMENSION_NAME, b"unknown"), where))
+            sizes.append(size if isinstance(size, int) else reader.text(said.get(DIMENSION_NAME, b"unknown")))
     return TensorSpec(name, dtype, tuple(sizes))
