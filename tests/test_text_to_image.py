@@ -276,6 +276,17 @@ def test_variants_are_known_by_name(folder: Path) -> None:
         load(folder, provider="cpu", variant="fp61")
 
 
+def test_a_graph_for_other_providers_is_not_run(folder: Path, tmp_path: Path) -> None:
+    def use(providers: list[str]) -> Any:
+        return lambda manifest: manifest["graphs"]["unet"]["fp32"].update(providers=providers)
+
+    elsewhere = tiny.changed(folder, tmp_path, use(["CUDAExecutionProvider"]))
+    with pytest.raises(BundleError, match=r"unet\.onnx is for CUDAExecutionProvider, not for CPUExecutionProvider"):
+        load(elsewhere, provider="cpu")("red", num_inference_steps=1)
+    here = tiny.changed(folder, elsewhere, use(["CUDAExecutionProvider", "CPUExecutionProvider"]))
+    assert len(load(here, provider="cpu")("red", num_inference_steps=1).images) == 1
+
+
 def test_both_kinds_of_bundle_are_pipelines(folder: Path, tmp_path: Path) -> None:
     classes = load(tiny_bundle.write(tmp_path), provider="cpu")
     with pytest.raises(RequestError, match="tiny draws 8x8 pixels only, not 16x8"):
