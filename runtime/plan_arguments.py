@@ -11,7 +11,7 @@ from runtime.bundle import Bundle
 from runtime.errors import RequestError
 from runtime.model_plan import plan_for
 from runtime.noise_levels import FINAL_SIGMAS_TYPES, SPACINGS
-from runtime.plan import SAMPLERS, Plan
+from runtime.plan import PLAN_OPTIONS, SAMPLERS, Plan, sampler_options
 from runtime.sigma_spacings import SIGMA_SPACINGS
 
 MAX_PLAN_BYTES = 64 * 2**20
@@ -29,6 +29,8 @@ OPTIONS = (
     "guidance_rescale",
     "clip_sample",
 )
+# What --sampler-option may name. Whether the sampler in question has it is for ``compile_plan`` to say.
+SAMPLER_OPTIONS = PLAN_OPTIONS.keys() | {"timestep_spacing"}.union(*map(sampler_options, SAMPLERS))
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,10 +100,16 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """A name, and a number, true, false, null or a word."""
+    """A name, and a number, true, false, null or a word.
+
+    Raises:
+        RequestError: it is no NAME=VALUE, or no sampler has an option of the name.
+    """
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise RequestError(f"sampler option {text!r} must be NAME=VALUE, such as solver_order=3")
+    if name not in SAMPLER_OPTIONS:
+        raise RequestError(f"no sampler has an option {name!r}; there are {', '.join(sorted(SAMPLER_OPTIONS))}")
     try:
         return name, json.loads(value)
     except (ValueError, RecursionError):

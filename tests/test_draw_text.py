@@ -134,7 +134,15 @@ def test_a_cut_off_prompt_is_one_warning(model: str, capsys: pytest.CaptureFixtu
         (["red", "--guidance-rescale", "2"], "guidance_rescale is 2.0; it must be a number from 0 to 1"),
         (["red", "--clip-sample", "0"], "clip_sample is 0.0; it must be a number above 0"),
         (["red", "--sampler-option", "order"], "sampler option 'order' must be NAME=VALUE"),
-        (["red", "--sampler-option", "order=3"], "sampler ddim has no option 'order'"),
+        (["red", "--sampler-option", "solver_order=3"], "sampler ddim has no option 'solver_order'"),
+        *[
+            (["red", "--sampler-option", f"{name}=3"], f"no sampler has an option '{name}'; there are clip_sample, ")
+            for name in (
+                *("prompt", "seed", "rng", "batch_size", "guidance_scale", "num_inference_steps", "sampler", "plan"),
+                *("schedule", "bundle", "self", "default_batch_size", "class_labels", "progress", "width", "order"),
+            )
+        ],
+        (["red", "--sampler", "ddim", "--sampler-option", "sampler=lms"], "no sampler has an option 'sampler'"),
         (["red", "--sampler-option", "eta=x"], "eta is x"),
         (["red", "--eta", "1", "--sampler-option", "eta=0"], "eta is given twice, as 1.0 and as 0"),
         (["red", "--sampler-option", "strength=0.5"], "the plan begins at an image (strength 0.5)"),

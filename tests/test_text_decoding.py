@@ -15,6 +15,7 @@ from runtime.errors import RequestError
 from runtime.loading import make_pipeline
 from runtime.networks import Networks
 from runtime.session import Session
+from runtime.vae import TILING
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_large_pictures_are_decoded_in_tiles_where_memory_is_short_and_never_for
     monkeypatch.setattr(Session, "run", watching)
     request = {"width": 8, "height": 200, "num_inference_steps": 1}
     for drawer, expected in (
-        (load(folder, "cpu", low_memory=True), [58, 58]),
+        (load(folder, "cpu", low_memory=True), [TILING.tile] * 2),
         (load(folder, "cpu"), [100]),
         (make_pipeline(open_bundle(folder), Networks(open_bundle(folder), low_memory=True), ""), [100]),
     ):
