@@ -18,6 +18,7 @@ from export.errors import ExportError
 from runtime.errors import DiffusionError
 from training.arguments import ArgumentParser
 from training.errors import TrainingError
+from training.paths import exists
 
 INTERRUPTED = 130
 
@@ -36,14 +37,16 @@ def lora(text: str) -> tuple[Path, float]:
     """A file and how strongly it is merged: ``FILE:0.8``, or ``FILE``, which is ``FILE:1``.
 
     Raises:
-        argparse.ArgumentTypeError: what follows the colon is no number.
+        argparse.ArgumentTypeError: what follows the colon is no number, or what stands before it is no path.
     """
     path, colon, scale = text.rpartition(":")
     # A colon may also be part of a name, or stand after a drive's letter: C:\\style.safetensors.
-    if not colon or "/" in scale or "\\" in scale or Path(text).exists():
-        return Path(text), 1.0
     try:
+        if not colon or "/" in scale or "\\" in scale or exists(Path(text)):
+            return Path(text), 1.0
         value = float(scale)
+    except TrainingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     except ValueError:
         value = math.nan
     if not path or not math.isfinite(value):

@@ -31,6 +31,7 @@ from training.ddpm.checkpoint import load_model
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import ClassConditionalUNet
 from training.ddpm.sampler import guided, sample_ddim
+from training.paths import exists
 
 FAMILY = "class-conditional-ddpm"
 DEFAULT_SAMPLER, DEFAULT_STEPS, DEFAULT_GUIDANCE = "ddim", 50, 3.0
@@ -73,7 +74,7 @@ def open_checkpoint(path: Path, licence: str) -> Checkpoint:
 
 def fingerprint(path: Path) -> tuple[int, ...]:
     """What changes when a file is replaced or rewritten; empty where there is none."""
-    if not path.exists():
+    if not exists(path):
         return ()
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns

@@ -29,6 +29,7 @@ from training.stable_diffusion.config import StableDiffusionConfig
 from training.stable_diffusion.lora import LoraFile
 from training.stable_diffusion.pocket.checkpoint import CONFIG_KEY, KNOWN_WORDS_KEY, MODEL
 
+LONG = "x" * 300 + ".safetensors"
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -203,6 +204,32 @@ def test_a_scale_that_is_none_is_one_line(text: str, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err
     assert f"{text!r} is neither a file nor FILE:SCALE with a number" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("sd15", LONG),
+        ("sd15", "{checkpoint}", "--vae", LONG),
+        ("sd15", "{checkpoint}", "--lora", LONG),
+        ("sd15", "{checkpoint}", "--lora", f"{LONG}:0.8"),
+        ("ddpm", LONG),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    path = write_own(tmp_path / "model.safetensors")
+    arguments = [option.format(checkpoint=path) for option in options]
+    try:
+        status = main([*arguments, "--out", str(tmp_path / "small")])
+    except SystemExit as end:  # how argparse ends
+        status = int(str(end.code))
+    said = capsys.readouterr().err
+    assert status == 2
+    assert f"{LONG[:100]!r} is no path to a checkpoint (File name too long)" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_target_that_is_no_bundle_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training import atomic
 from training.errors import CheckpointError
+from training.paths import exists
 
 __all__ = [
     "CheckpointError",
@@ -70,7 +71,7 @@ def read(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: not there, not safetensors, or of another kind.
     """
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         raise CheckpointError(f"{path} does not exist; make one with: {kind.command.format(folder=path.parent)}")
     try:
         with safe_open(path, framework="pt") as file:

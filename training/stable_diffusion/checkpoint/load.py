@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import one_line
 from training.errors import CheckpointError
+from training.paths import exists
 from training.stable_diffusion.checkpoint import hub
 from training.stable_diffusion.checkpoint.contents import Contents, Layout
 from training.stable_diffusion.checkpoint.diffusers_folder import read_folder, read_vae_folder
@@ -121,11 +121,8 @@ def locate(source: str | Path) -> tuple[Path, str]:
         CheckpointError: nowhere.
     """
     path = Path(source)
-    try:
-        if path.exists():
-            return path, path.resolve().name
-    except (OSError, ValueError) as error:  # such as a name that is too long
-        raise CheckpointError(f"{str(source)[:100]!r} is no path ({one_line(error)})") from error
+    if exists(path):
+        return path, path.resolve().name
     if isinstance(source, str) and hub.NAME.fullmatch(source) and path.suffix not in ENDINGS:
         folder = hub.fetch(source)
         return folder, f"{source}@{folder.name}"
@@ -133,7 +130,7 @@ def locate(source: str | Path) -> tuple[Path, str]:
 
 
 def read_vae(path: Path, config: StableDiffusionConfig) -> Contents:
-    return read_vae_folder(path, config) if path.is_dir() else read_vae_file(path, config)
+    return read_vae_folder(path, config) if exists(path) and path.is_dir() else read_vae_file(path, config)
 
 
 def with_scheduler(

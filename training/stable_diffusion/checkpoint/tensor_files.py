@@ -9,6 +9,7 @@ from torch import Tensor
 
 from training.checkpoint import one_line
 from training.errors import CheckpointError
+from training.paths import exists
 from training.stable_diffusion.checkpoint.ckpt_pickle import read_pickle
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -20,7 +21,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: not there, of an unknown kind, damaged, or a pickle with more than weights in it.
     """
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         raise CheckpointError(f"{path} does not exist")
     if path.suffix not in ENDINGS:
         raise CheckpointError(f"{path} does not end like a checkpoint; these are read: {' '.join(ENDINGS)}")
