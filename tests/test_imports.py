@@ -1,6 +1,7 @@
 """Proves the direction of imports: the runtime stands alone, training knows neither export nor runtime, and export
-takes from the runtime only the contract between the two. It is proven by reading every source file, and by drawing a
-picture in a process where importing PyTorch, onnx, training or export raises."""
+takes from the runtime only the contract between the two. It is proven by reading every source file, by drawing a
+picture in a process where importing PyTorch, onnx, training or export raises, and by importing export in one where
+what only training needs is not to be found."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 # What each package may import beside the standard library and itself; a name allows everything below it. The packages
 # of others are those that pyproject.toml installs for it: for the runtime its hard dependencies and ONNX Runtime.
 RUNTIME = {"numpy", "onnxruntime", "safetensors", "tokenizers", "PIL"}
-TRAINING = {"numpy", "safetensors", "PIL", "torch", "accelerate", "tensorboard", "tqdm", "pooch", "huggingface_hub"}
+TRAINING = {"numpy", "safetensors", "tokenizers", "PIL", "torch"}
+TRAINING |= {"accelerate", "tensorboard", "tqdm", "pooch", "huggingface_hub"}
 # Of the runtime, export uses what a bundle is defined by, because each must exist once: the manifest's plans come from
 # the one compiler of plans, its golden noise from the one generator, and what it writes is read by the one reader.
 CONTRACT = {"runtime.bundle", "runtime.plan", "runtime.noise", "runtime.errors"}
@@ -159,6 +161,31 @@ def test_the_runtime_draws_where_the_others_cannot_be_imported(tmp_path: Path) -
         pixels = np.asarray(picture)
     assert pixels.shape[:2] == (28, 28)
     assert pixels.std() > 10
+
+
+# What [train] installs beyond [export]. Not found, rather than forbidden: PyTorch itself uses tqdm where there is one.
+WITHOUT_TRAIN = """
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"accelerate", "tensorboard", "tqdm", "pooch"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+
+@pytest.mark.slow  # torch takes seconds to import
+def test_export_needs_nothing_that_only_training_installs() -> None:
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", WITHOUT_TRAIN + program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    finished = run("import export.__main__, export.check, export.sd15, export.ddpm")
+    assert finished.returncode == 0, finished.stderr
+    assert "No module named 'pooch'" in run("import training.data").stderr
 
 
 def test_importing_the_runtime_brings_in_nothing_it_does_not_need(tmp_path: Path) -> None:
