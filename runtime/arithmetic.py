@@ -20,12 +20,15 @@ def combine(weights: Float64, terms: Sequence[Float32 | None]) -> Float32:
         RequestError: a term that counts does not exist yet.
     """
     total: Float64 | float = 0.0
-    for weight, term in zip(weights, terms, strict=True):
-        if weight != 0:
-            if term is None:
-                raise RequestError("the plan looks back further than its first row; it was not made by this program")
-            total = total + float(weight) * term.astype(np.float64)
-    return np.asarray(total).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # the loop refuses what is not finite
+        for weight, term in zip(weights, terms, strict=True):
+            if weight != 0:
+                if term is None:
+                    raise RequestError(
+                        "the plan looks back further than its first row; it was not made by this program"
+                    )
+                total = total + float(weight) * term.astype(np.float64)
+        return np.asarray(total).astype(np.float32)
 
 
 def guided(uncond: Float32, cond: Float32, scale: float, rescale: float) -> Float32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 import sys
@@ -33,13 +34,17 @@ def held_bytes(root: Path = Path("/")) -> int:
         if sys.platform == "win32":
             return windows_held()
         if sys.platform == "darwin":
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return listed_held()
         found = re.search(r"^VmRSS:\s+(\d+) kB$", (root / "proc/self/status").read_text(), re.MULTILINE)
         return int(found[1]) * 1024 if found else 0
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
         return 0
+
+
+def listed_held() -> int:
+    """What ``ps`` lists, in KiB, for this process."""
+    words = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+    return int(subprocess.run(words, capture_output=True, text=True, timeout=10).stdout) * 1024
 
 
 def linux_available(root: Path) -> int | None:

@@ -86,7 +86,6 @@ class ClassToImage(Pipeline):
 
     def check_size(self, width: int | None, height: int | None) -> None:
         own = (self.pixels.width, self.pixels.height)
-        if (width or own[0], height or own[1]) != own:
-            raise RequestError(
-                f"{self.bundle.name} draws {own[0]}x{own[1]} pixels only, not {width or own[0]}x{height or own[1]}"
-            )
+        asked = (own[0] if width is None else width, own[1] if height is None else height)
+        if asked != own:
+            raise RequestError(f"{self.bundle.name} draws {own[0]}x{own[1]} pixels only, not {asked[0]}x{asked[1]}")

@@ -31,13 +31,23 @@ BAR_WIDTH = 30
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 MAX_DIGITS = 18  # of a label; Python reads no number of thousands
 ARRAYS = ".npz"
+CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
 
 
 class ProgressBar:
-    """Rows done, on a terminal; silent elsewhere."""
+    """Rows done, on a terminal; silent elsewhere. As a context it ends its line, whatever ends the work."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.begun, self.shown = stream, time.monotonic(), stream.isatty()
+        self.unfinished = False
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.unfinished:
+            self.stream.write("\n")
+            self.stream.flush()
 
     def __call__(self, done: int, total: int) -> None:
         if not self.shown:
@@ -45,7 +55,8 @@ class ProgressBar:
         filled = BAR_WIDTH * done // total
         left = (time.monotonic() - self.begun) * (total - done) / done
         bar = "█" * filled + "·" * (BAR_WIDTH - filled)
-        self.stream.write(f"\r{bar} {done}/{total}  {left:.0f} s left " + ("\n" if done == total else ""))
+        self.unfinished = done < total
+        self.stream.write(f"\r{bar} {done}/{total}  {left:.0f} s left " + ("" if self.unfinished else "\n"))
         self.stream.flush()
 
 
@@ -56,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", metavar="PROMPT", help="what a model of text is to lead away from")
     parser.add_argument("--label", help="what a model of classes is to draw: a number, a name, or all (default: 0)")
     parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels (default: the model's)")
-    parser.add_argument("--clip-skip", type=int, help="last layers of the text encoder to leave out")
+    parser.add_argument("--clip-skip", type=int, help=CLIP_SKIP)
     parser.add_argument("--count", type=int, default=1, help="images, for each label (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, help="of the first image, the next has the next; without it one is drawn and printed"
@@ -218,14 +229,14 @@ def draw(arguments: argparse.Namespace) -> int:
     if "num_images_per_prompt" not in settings:
         wanted = np.repeat(wanted, arguments.count).tolist()
 
-    with announced(sys.stderr):
+    with announced(sys.stderr), ProgressBar(sys.stderr) as progress:
         result = pipeline(
             wanted,
             guidance_scale=arguments.guidance_scale,
             seed=arguments.seed,
             rng=arguments.rng,
             batch_size=arguments.batch_size,
-            progress=ProgressBar(sys.stderr),
+            progress=progress,
             **settings,
         )
     if arguments.output.suffix.lower() == ARRAYS:

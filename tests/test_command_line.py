@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -57,6 +58,23 @@ def test_arrays_for_evaluation(model: str) -> None:
         assert arrays["seeds"].tolist() == list(range(7, 19))
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_error_is_not_glued_to_the_progress_bar(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guidance that overflows begins at the last levels only, so that some rows are done before it is found."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    words = ["--guidance-scale", "1e40", "--guidance-interval", "0,1", "--steps", "50", "-o", "a.png"]
+    assert main(["--model", model, *words]) == 2
+    *_, bar, error = terminal.getvalue().split("\n")[:-1]
+    assert "1/50" in bar
+    assert error.startswith("error: row ")
+    assert "is no longer finite" in error
+
+
 def test_the_drawn_seed_is_printed_and_repeats_the_picture(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", model, "-o", "a.png"]) == 0
     seed = capsys.readouterr().out.rsplit("seed ", 1)[1].split()[0]
@@ -101,6 +119,8 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["--label", "9" * 5000], "9…' is none of 0 to 2"),
         (["--model", "m" * 300], "cannot be looked into (File name too long); give a bundle's folder or name"),
         (["--label", "seven"], "label 'seven' is none of"),
+        (["--size", "0x0"], "tiny draws 8x8 pixels only, not 0x0"),
+        (["--size", "8x0"], "tiny draws 8x8 pixels only, not 8x0"),
         (["--steps", "0"], "num_inference_steps is 0"),
         (["--steps", "-5"], "num_inference_steps is -5"),
         (["--steps", "101"], "num_inference_steps 101 exceeds num_train_timesteps 100"),

@@ -7,6 +7,7 @@ files as Linux writes them.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 import tiny_bundle
 
 import runtime.memory
-from runtime.available_memory import available_bytes, held_bytes, macos_available
+from runtime.available_memory import available_bytes, held_bytes, listed_held, macos_available
 from runtime.bundle import Bundle, File, Latents, open_bundle
 from runtime.errors import RequestError
 from runtime.memory import MIB, PROCESS, check_memory, estimate
@@ -109,6 +110,17 @@ def test_this_machine_and_this_process() -> None:
     assert there is not None
     assert there <= psutil.virtual_memory().available * 1.25
     assert held_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps here")
+def test_what_ps_lists_falls_again() -> None:
+    """As macOS is asked: what is held now, not the most that ever was."""
+    before = listed_held()
+    assert before == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+    block = b"x" * 2**28
+    assert listed_held() > before + 2**27
+    del block
+    assert listed_held() < before + 2**27
 
 
 # Peaks of anonymous memory in MiB: stage, rows, height, width, peak. The table in ``runtime.memory`` is this one.
