@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,11 @@ def plan_for(
     if num_inference_steps is None and find_sampler(sampler) == find_sampler(defaults.sampler):
         num_inference_steps = defaults.num_inference_steps
     return compile_plan(bundle.noise_schedule, sampler, num_inference_steps, **options)
+
+
+def plan_sha256(plan: Plan) -> str:
+    """SHA-256 of the file that ``python -m runtime plan --json -o FILE`` writes of a plan, in hexadecimal."""
+    return hashlib.sha256(f"{json.dumps(plan.to_json())}\n".encode()).hexdigest()
 
 
 def check_plan(bundle: Bundle, plan: Plan) -> None:

@@ -23,7 +23,7 @@ from runtime.bundle import Bundle
 from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.limits import check_whole, is_finite_number
-from runtime.model_plan import check_plan, plan_for
+from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, NoiseGenerator, image_seed, noise_generator
 from runtime.plan import Plan
@@ -81,6 +81,7 @@ class Settings:
     seed: int
     rng: str
     batch_size: int
+    plan_sha256: str | None  # of a plan that was given
 
 
 class Pipeline(ABC):
@@ -128,13 +129,13 @@ class Pipeline(ABC):
         """
         if plan is not None and plan_options:
             raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
-        plan = self.plan(**plan_options) if plan is None else plan
+        given, plan = plan, self.plan(**plan_options) if plan is None else plan
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
         seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)
         batch_size = default_batch_size if batch_size is None else batch_size
         check_whole("batch_size", batch_size, least=1)
         self.check(plan, guidance, rng)
-        return Settings(plan, guidance, seed, rng, batch_size)
+        return Settings(plan, guidance, seed, rng, batch_size, None if given is None else plan_sha256(given))
 
     def check(self, plan: Plan, guidance_scale: float, rng: str) -> None:
         """Refuse what cannot be sampled, before anything is.
@@ -230,10 +231,13 @@ class Pipeline(ABC):
         return guided(uncond, cond, scale, plan.guidance_rescale)
 
     def metadata(self, settings: Settings) -> dict[str, Any]:
-        """What made a picture, as JSON values."""
-        return {
+        """What made a picture, as JSON values; ``plan_sha256`` is there for a plan that was given."""
+        given = {} if settings.plan_sha256 is None else {"plan_sha256": settings.plan_sha256}
+        return given | {
             "bundle": self.bundle.name,
             "bundle_sha256": self.bundle.sha256,
+            "variant": self.networks.variant or self.networks.variant_of("unet"),
+            "low_memory": self.networks.low_memory,
             "sampler": settings.plan.sampler,
             "num_inference_steps": settings.plan.num_inference_steps,
             "options": dict(settings.plan.options),

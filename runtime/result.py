@@ -26,7 +26,8 @@ class Result:
         sample: the last x, float32: pixels before rounding (B, C, H, W), or latents (B, C, h, w).
         seeds: one for each image.
         conditions: what else differs from image to image, such as its prompt or its class label.
-        metadata: everything else that is needed to draw them again.
+        metadata: what else made them: the model, the sampler and its options, the engine. A plan that was given is
+            known by its hash alone, and has to be kept.
     """
 
     images: UInt8
@@ -36,7 +37,7 @@ class Result:
     metadata: dict[str, Any]
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> list[Path]:
-        """Write one file, or for several images ``name-1.png``, ``name-2.png`` ...; each carries its own metadata.
+        """Write one file, or for several images ``name-1.png``, ``name-2.png`` ...; each PNG carries its own metadata.
 
         Raises:
             RequestError: unknown suffix, missing folder, or a file that exists.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -82,7 +83,10 @@ def test_a_saved_plan_draws_the_same_picture(model: str) -> None:
     assert main(["plan", "--model", model, *made, "--json", "-o", "plan.json"]) == 0
     assert main(["--model", model, "red", "--seed", "1", *made, "-o", "a.png"]) == 0
     assert main(["--model", model, "red", "--seed", "1", "--plan", "plan.json", "-o", "b.png"]) == 0
-    assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
+    with Image.open("a.png") as a, Image.open("b.png") as b:
+        assert a.tobytes() == b.tobytes()
+        made = json.loads(b.info["diffusion-anywhere"])
+    assert made["plan_sha256"] == hashlib.sha256(Path("plan.json").read_bytes()).hexdigest()
 
 
 def test_arrays_of_text(model: str) -> None:

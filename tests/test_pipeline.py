@@ -233,5 +233,7 @@ def test_saved_pictures_carry_what_made_them(pipeline: ClassToImage, tmp_path: P
             np.testing.assert_array_equal(np.asarray(picture), result.images[k, ..., 0])
             made = json.loads(picture.info["diffusion-anywhere"])
         assert (made["seed"], made["class_label"], made["bundle"]) == (9 + k, [2, 1][k], "tiny")
+        assert (made["variant"], made["low_memory"]) == ("fp32", False)
+        assert "plan_sha256" not in made
     with pytest.raises(RequestError, match=r"out-1\.png exists; choose another name or add --overwrite"):
         result.save(tmp_path / "out.png")
