@@ -68,7 +68,14 @@ def replacing(target: Path) -> Iterator[Path]:
         except Timeout as error:
             raise ExportError(f"another export is writing to {target}; wait for it, or choose another --out") from error
         except OSError as error:
-            raise ExportError(f"{target} cannot be written ({error.strerror or error})") from error
+            raise ExportError(f"{target} cannot be written ({reason(error, target.parent)})") from error
+
+
+def reason(error: OSError, folder: Path) -> str:
+    """Why something cannot be written. NumPy, which writes the weights, says only how far it came."""
+    if error.strerror:
+        return error.strerror
+    return f"{error}; the disk may be full: {shutil.disk_usage(folder).free:,} bytes are free on it"
 
 
 @contextmanager

@@ -19,10 +19,13 @@ import export_generations
 import pytest
 from export_generations import GRAPH, generation, write_generation
 from export_samples import network, sample_bundle, write_checkpoint
+from torch import nn
 
 from export import staging
 from export.errors import ExportError
+from export.graphs import GraphSpec, Input, normal
 from export.staging import replacing
+from export.trace import trace
 from runtime.bundle import CONFORMANCE, MANIFEST, open_bundle
 from runtime.session import Session
 
@@ -204,6 +207,24 @@ def test_killed_at_random_moments_a_bundle_is_whole(tmp_path: Path) -> None:
         write_generation(folder, -1)
     assert generation(target) == -1
     assert names(tmp_path) == ["mnist"]
+
+
+@pytest.mark.slow
+def test_weights_beside_a_graph_that_the_disk_cannot_hold(small_disk: Path) -> None:
+    spec = GraphSpec(
+        role="linear",
+        module=nn.Linear(300, 300),  # 361 kB
+        inputs={"input": Input(("batch", 2, 300), normal)},  # so that the weight is transposed, and written by NumPy
+        outputs={"output": ("batch", 2, 300)},
+        example_sizes={"batch": 2},
+        parity_sizes=(),
+    )
+    with (
+        pytest.raises(ExportError, match=r"digits cannot be written \(.*; the disk may be full: [\d,]+ bytes are free"),
+        replacing(small_disk / "digits") as folder,
+    ):
+        trace(spec, folder / "linear.onnx", external_data_above=0)
+    assert names(small_disk) == []
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
