@@ -113,6 +113,28 @@ def test_the_folder_is_a_bundle_and_draws(folder: Path) -> None:
     assert result.images.shape == (1, 32, 64, 3)
 
 
+def append_to(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_another"),
+    [
+        (lambda folder: None, False),
+        (lambda folder: (folder / "picture.png").write_bytes(b""), False),
+        (append_to("unet/weights.pb"), True),
+        (lambda folder: edit(folder / "scheduler/scheduler_config.json", beta_end=0.013), True),
+        (lambda folder: edit(folder / "model_index.json", requires_safety_checker=False), True),
+    ],
+)
+def test_a_picture_names_the_folder_by_what_it_holds(
+    folder: Path, change: Callable[[Path], object], is_another: bool
+) -> None:
+    before = open_bundle(folder).sha256
+    change(folder)
+    assert (open_bundle(folder).sha256 != before) == is_another
+
+
 def test_a_half_precision_graph_is_given_half_precision(folder: Path) -> None:
     for file in (folder / "unet").iterdir():
         file.unlink()

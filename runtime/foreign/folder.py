@@ -8,6 +8,7 @@ themselves. There are no hashes to check; sizes, paths and the places of externa
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from runtime.signatures import Tensors, text_signatures
 
 logger = logging.getLogger(__name__)
 
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 FAMILY = "stable-diffusion-1"
 ROLES = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 OPTIONAL_ROLES = ("vae_encoder",)
@@ -70,8 +72,7 @@ def open_folder(folder: Path) -> Bundle:
     latents = read_latents(folder, parts["vae_decoder"].signature)
     channels = read_channels(folder, parts["unet"].signature)
     contract = text_signatures(conditioning, latents, channels)
-    schedule_file = folder / "scheduler" / "scheduler_config.json"
-    schedule, sampler = read_scheduler(read_json(folder, "scheduler/scheduler_config.json"), str(schedule_file))
+    schedule, sampler = read_scheduler(read_json(folder, SCHEDULER_CONFIG), str(folder / SCHEDULER_CONFIG))
     return ForeignBundle(
         folder=folder,
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name) or "folder",
@@ -91,9 +92,22 @@ def open_folder(folder: Path) -> Bundle:
         conditioning=conditioning,
         defaults=read_defaults(folder, sampler, latents.factor),
         plans={},
-        sha256=hashlib.sha256((folder / MODEL_INDEX).read_bytes()).hexdigest(),
+        sha256=identity(folder, parts, tokenizer_json),
         tokenizer_json=tokenizer_json,
     )
+
+
+def identity(folder: Path, parts: Mapping[str, Part], tokenizer_json: bytes) -> str:
+    """What stands for the manifest's SHA-256 in a picture's metadata.
+
+    It is the SHA-256 of the configuration and the tokenizer, and of the names and sizes of the networks' files, since
+    nobody waits for gigabytes to be hashed before a picture is drawn. So it notices another network, unless that has
+    files of the same sizes.
+    """
+    configs = [read_json(folder, name) for name in (MODEL_INDEX, SCHEDULER_CONFIG)]
+    files = [[file.name, file.size] for part in parts.values() for file in (part.file, *part.external_data)]
+    facts = {"configs": configs, "files": files, "tokenizer": hashlib.sha256(tokenizer_json).hexdigest()}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
