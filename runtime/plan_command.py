@@ -12,8 +12,7 @@ from runtime.plan import Plan
 from runtime.plan_arguments import add_plan_arguments, chosen_plan
 from runtime.plan_plot import plot
 from runtime.result import image_path
-
-COLUMN_NAMES = ("x_i", "x_i-1", "x_i-2", "x_i-3", "o_i", "o_i-1", "o_i-2", "o_i-3", "z_i")
+from runtime.samplers.rows import COLUMN_NAMES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

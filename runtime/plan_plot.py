@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.plan import Float64, Plan
+from runtime.samplers.rows import COLUMN_NAMES
 
 UInt8 = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -24,7 +25,6 @@ SIGMA_HEIGHT, GUIDANCE_HEIGHT, CELL_HEIGHT, GAP = 280, 60, 28, 58
 TEXT, SMALL, HEADING = 13, 11, 18
 NUMBER_WIDTH = 44  # pixels that a weight in digits needs
 LABELS = 20  # at most so many rows are numbered
-COLUMN_NAMES = ("x i", "x i-1", "x i-2", "x i-3", "o i", "o i-1", "o i-2", "o i-3", "z i")
 
 WHITE, INK, GREY, LINE = (255, 255, 255), (32, 36, 42), (120, 126, 134), (222, 226, 230)
 BLUE, ORANGE = (38, 104, 170), (206, 98, 30)
@@ -140,7 +140,7 @@ def draw_weights(canvas: Canvas, panel: Panel, plan: Plan, used: list[int]) -> N
     with_numbers = panel.x(1) - panel.x(0) >= NUMBER_WIDTH
     for line, column in enumerate(used):
         top = panel.top + CELL_HEIGHT * line
-        canvas.text(LEFT - 10, top + CELL_HEIGHT / 2, COLUMN_NAMES[column], "rm")
+        canvas.text(LEFT - 10, top + CELL_HEIGHT / 2, COLUMN_NAMES[column].replace("_", " "), "rm")
         for i, weight in enumerate(plan.weights[:, column].tolist()):
             strength = math.sqrt(abs(weight) / largest)
             canvas.box(

@@ -15,7 +15,8 @@ import numpy as np
 from runtime.noise_schedule import Float64, Level
 
 COLUMNS = 9
-SAMPLE, OUTPUT, NOISE = 0, 4, 8  # first column of each kind: x_i ..., o_i ..., z_i
+SAMPLE, OUTPUT, NOISE = 0, 4, 8  # first column of each kind
+COLUMN_NAMES = ("x_i", "x_i-1", "x_i-2", "x_i-3", "o_i", "o_i-1", "o_i-2", "o_i-3", "z_i")
 
 
 class Row(NamedTuple):
