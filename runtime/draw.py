@@ -7,7 +7,6 @@ import contextlib
 import io
 import logging
 import math
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from runtime.arguments import parse_size
 from runtime.bundle import DEFAULT_MODEL, ClassConditioning, TextConditioning
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
@@ -121,18 +121,6 @@ def parse_labels(text: str, conditioning: ClassConditioning) -> list[int]:
     raise RequestError(f"label {shortened(text)!r} is none of 0 to {conditioning.num_classes - 1}{names} or all")
 
 
-def parse_size(text: str) -> dict[str, int]:
-    """``width`` and ``height``; whether they suit the model is for the model to say.
-
-    Raises:
-        RequestError: not two whole numbers with an x between them.
-    """
-    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
-    if not found:
-        raise RequestError(f"size {text!r} must be WIDTHxHEIGHT in pixels, such as 512x512")
-    return {"width": int(found[1]), "height": int(found[2])}
-
-
 def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[list[Any], dict[str, Any]]:
     """Labels or prompts, without their repetitions, and the settings that go with them.
 
@@ -140,7 +128,7 @@ def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[lis
         RequestError: the flags are for a model of another kind.
     """
     bundle = pipeline.bundle
-    size = parse_size(arguments.size) if arguments.size is not None else {}
+    size = {} if arguments.size is None else dict(zip(("width", "height"), parse_size(arguments.size), strict=True))
     if isinstance(bundle.conditioning, TextConditioning):
         if arguments.label is not None:
             raise RequestError(f"{bundle.name} draws what a prompt says; leave out --label {arguments.label}")

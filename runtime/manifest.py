@@ -12,6 +12,7 @@ import numpy as np
 from runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST,
+    PLAIN_NAME,
     Bundle,
     ClassConditioning,
     Defaults,
@@ -129,7 +130,7 @@ def read_graphs(fields: Fields) -> dict[str, dict[str, GraphVariant]]:
 
 def read_file(fields: Fields) -> File:
     name = fields.take("file", str)
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(PLAIN_NAME, name):
         raise BundleError(f"{fields.where}: file {name!r} must be a plain name inside the bundle's folder")
     sha256 = fields.take("sha256", str)
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):

@@ -253,7 +253,7 @@ def test_a_failed_peer_costs_the_status_and_not_the_figures(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "6x5"], "size '6x5' must be WIDTHxHEIGHT, both multiples of 2, such as 12x8"),
+        (["--size", "6x5"], "size '6x5' must be two multiples of 2 up to 16384, such as 12x8"),
         (["--size", "0x4"], "size '0x4' must be"),
         (["--size", "big"], "size 'big' must be"),
         (["--warm", "0"], "warm is 0; it must be at least 1"),

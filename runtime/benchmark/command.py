@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import threading
@@ -12,12 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from runtime.arguments import parse_size
 from runtime.benchmark import drawing, networks, worker
 from runtime.benchmark.report import machine
 from runtime.bundle import DEFAULT_MODEL, Bundle, Latents, TextConditioning, open_bundle
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.image import check_writable, write_file
+from runtime.text_to_image import MAX_SIDE
 
 OURS = "runtime"
 BATCH_SIZES, STEPS, WARM = "1,32", 20, 1
@@ -112,7 +113,7 @@ def benchmark_networks(
 ) -> int:
     """One guided step and one decode of a text bundle."""
     refuse(arguments, ("batch_sizes", "steps"), NEEDS_CLASSES)
-    width, height = parse_size(arguments.size, bundle, latents.factor)
+    width, height = size_of(arguments.size, bundle, latents.factor)
     work = networks.Work(
         latents=(1, latents.channels, height // latents.factor, width // latents.factor),
         text=(1, conditioning.max_length, conditioning.embedding_dim),
@@ -141,13 +142,14 @@ def refuse(arguments: argparse.Namespace, names: tuple[str, ...], reason: str) -
             raise RequestError(f"--{name.replace('_', '-')} does not go with {arguments.model}: {reason}")
 
 
-def parse_size(text: str | None, bundle: Bundle, factor: int) -> tuple[int, int]:
+def size_of(text: str | None, bundle: Bundle, factor: int) -> tuple[int, int]:
     """Width and height; without a text the bundle's."""
-    default = f"{bundle.defaults.width}x{bundle.defaults.height}"
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text or default)
-    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not (width and height) or width % factor or height % factor:
-        raise RequestError(f"size {text!r} must be WIDTHxHEIGHT, both multiples of {factor}, such as {default}")
+    default = (bundle.defaults.width, bundle.defaults.height)
+    width, height = default if text is None else parse_size(text)
+    if not 0 < min(width, height) <= max(width, height) <= MAX_SIDE or width % factor or height % factor:
+        raise RequestError(
+            f"size {text!r} must be two multiples of {factor} up to {MAX_SIDE}, such as {default[0]}x{default[1]}"
+        )
     return width, height
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtime.bundle import File, checked_path
+from runtime.bundle import PLAIN_NAME, File, checked_path
 from runtime.errors import BundleError
 from runtime.external_data import find_external_data, mapped
 from runtime.foreign.signature import GraphSignature, read_signature
@@ -89,7 +89,7 @@ def read_part(folder: Path, role: str) -> Part:
     signature = read_signature(model, str(path))
     locations = sorted({found.location for found in find_external_data(model, str(path))})
     for location in locations:
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", location):
+        if not re.fullmatch(PLAIN_NAME, location):
             raise BundleError(f"{path}: weights lie in {location!r}; it must be a plain name inside {path.parent}")
     beside = tuple(component_file(folder, f"{role}/{location}") for location in locations)
     return Part(file, beside, signature)
