@@ -20,10 +20,10 @@ from export.bundle import (
     write_manifest,
 )
 from export.conformance import Array, Conformance
-from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.graphs import class_conditional_unet
 from export.staging import replacing
+from export.unchanged import check_unchanged, fingerprints
 from runtime.bundle import CONFORMANCE
 from runtime.noise import image_seed, noise_generator
 from runtime.plan import NoiseSchedule, Plan
@@ -31,7 +31,6 @@ from training.ddpm.checkpoint import load_model
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import ClassConditionalUNet
 from training.ddpm.sampler import guided, sample_ddim
-from training.paths import exists
 
 FAMILY = "class-conditional-ddpm"
 DEFAULT_SAMPLER, DEFAULT_STEPS, DEFAULT_GUIDANCE = "ddim", 50, 3.0
@@ -53,13 +52,12 @@ def open_checkpoint(path: Path, licence: str) -> Checkpoint:
 
     Raises:
         CheckpointError: it is missing, damaged, or not of this kind.
-        ExportError: it was replaced in between, so that the hash may be of other weights.
+        ExportError: it was changed in between, so that the hash may be of other weights.
     """
-    before = fingerprint(path)
+    before = fingerprints(path)
     network, config, metadata = load_model(path)
     sha256 = digest(path)
-    if fingerprint(path) != before:
-        raise ExportError(f"{path} was replaced while it was read, as a training run does every few minutes; try again")
+    check_unchanged(before)
     training: dict[str, Any] = {"config": dataclasses.asdict(config), "dataset_sha256": metadata.get("dataset_sha256")}
     training |= {key: int(metadata[key]) for key in ("step", "total_steps") if metadata.get(key, "").isdecimal()}
     provenance = {
@@ -70,14 +68,6 @@ def open_checkpoint(path: Path, licence: str) -> Checkpoint:
         "exporter": exporter_versions(),
     }
     return Checkpoint(network, config, provenance)
-
-
-def fingerprint(path: Path) -> tuple[int, ...]:
-    """What changes when a file is replaced or rewritten; empty where there is none."""
-    if not exists(path):
-        return ()
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def noise_schedule(config: TrainConfig) -> NoiseSchedule:

@@ -17,6 +17,7 @@ from export.sd15_picture import add_picture, add_tokens
 from export.sd15_source import Source, open_source
 from export.staging import replacing
 from export.tokenizer import TOKENIZER
+from export.unchanged import check_unchanged
 from runtime.bundle import CONFORMANCE
 from runtime.plan import NoiseSchedule, Plan
 from training.stable_diffusion.config import SchedulerConfig, StableDiffusionConfig
@@ -124,8 +125,8 @@ def export_sd15(
     Raises:
         CheckpointError: a checkpoint, VAE or LoRA is missing, damaged, or of another model.
         RequestError: no plan can be made for this noise schedule.
-        ExportError: a graph differs from PyTorch by more than the bound, or the target cannot be written. Nothing is
-            left behind.
+        ExportError: a graph differs from PyTorch by more than the bound, a file was changed meanwhile, or the target
+            cannot be written. Nothing is left behind.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
@@ -201,4 +202,5 @@ def write_graphs(source: Source, writer: GraphWriter, precision: str) -> dict[st
     for role, module in modules(model.text_encoder, model.unet, model.vae).items():
         spec = SPECS[role](module, model.config)
         graphs[role] = writer.write(spec, stress_sizes(role, model.config) if precision == "fp16" else None)
+        check_unchanged(source.files)
     return graphs

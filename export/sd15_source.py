@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from export.bundle import exporter_versions
 from export.tokenizer import TextTokenizer, find_tokenizer
+from export.unchanged import Fingerprint, check_unchanged, fingerprints
 from training import configuration
 from training.checkpoint import one_line
 from training.errors import CheckpointError
@@ -35,6 +36,7 @@ class Source:
         provenance: the manifest's.
         known_words: of a model of a small world, or None.
         image_size: pixels a side of the pictures that it was trained with.
+        files: what the checkpoint, VAE and LoRAs were read from, as they were before; the weights lie in them still.
     """
 
     model: StableDiffusion
@@ -42,6 +44,7 @@ class Source:
     provenance: dict[str, Any]
     known_words: tuple[str, ...] | None
     image_size: int
+    files: Mapping[Path, Fingerprint]
 
 
 def open_source(
@@ -57,6 +60,7 @@ def open_source(
     licence: str,
 ) -> Source:
     """Read everything; the arguments are those of ``export.sd15.export_sd15``, which says what they raise."""
+    files = fingerprints(Path(checkpoint), *([vae] if vae else []), *(lora.path for lora in loras))
     stated, known_words = stated_by(Path(checkpoint))
     model = load_checkpoint(
         checkpoint,
@@ -68,13 +72,16 @@ def open_source(
     )
     merged = apply_loras(model, loras) if loras else []
     folder = model.provenance.files[0].parents[1] if model.provenance.layout == "diffusers-folder" else None
-    return Source(
+    source = Source(
         model=model,
         tokenizer=find_tokenizer(folder, tokenizer, model.config.text_encoder),
         provenance=describe_provenance(model, vae, merged, licence),
         known_words=known_words,
         image_size=LATENT_SIDE * model.config.vae.factor if stated is None else IMAGE_SIZE,
+        files=files,
     )
+    check_unchanged(files)
+    return source
 
 
 def stated_by(path: Path) -> tuple[StableDiffusionConfig | None, tuple[str, ...] | None]:
