@@ -61,6 +61,9 @@ class GraphSpec:
         example_sizes: the case to trace with. Each dimension is at least 2, because a size of 1 would be taken as
             fixed.
         parity_sizes: the cases that parity is measured at.
+        half_cases: which of them, by index, an fp16 variant is measured at. That the graph is right at all of them is
+            shown in float32, and rounding hardly depends on sizes; but every layer must have its part in one of them.
+        channel_axis: of every output.
         largest_sizes: dimensions that the module itself bounds, such as the number of positions it has learned.
         tolerance: float32 parity holds where max |difference| <= tolerance * max |reference| + tolerance.
     """
@@ -71,6 +74,8 @@ class GraphSpec:
     outputs: Mapping[str, Shape]
     example_sizes: Sizes
     parity_sizes: tuple[Sizes, ...]
+    half_cases: tuple[int, ...] = (-1,)
+    channel_axis: int = 1
     largest_sizes: Sizes = field(default_factory=dict)
     tolerance: float = 1e-5
 

@@ -73,6 +73,8 @@ def text_encoder_spec(module: nn.Module, config: StableDiffusionConfig) -> Graph
             {"batch": 2, "length": longest, "extra": 4, "clip_skip": skipping},
             {"batch": 2, "length": min(11, longest), "extra": 2, "clip_skip": text.num_hidden_layers},
         ),
+        half_cases=(0, 1),  # the last one skips every layer
+        channel_axis=-1,
         largest_sizes={"length": longest},
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +23,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from random_weights import SMALLEST, random_state
+from random_weights import POCKET, SMALLEST, random_state
 from torch import Tensor, nn
 
 from export.errors import ExportError
 from export.graphs import GraphSpec, Input, normal
 from export.half import LIMIT, HalfReport, convert, write_half
-from export.parity import load_graph
+from export.parity import load_graph, questions
 from export.rounded import load_rounded, measure_half
 from export.sd15_graphs import SPECS, modules
 from export.stress import stress_inputs
@@ -380,6 +380,77 @@ def test_the_networks_of_stable_diffusion(role: str, tmp_path: Path) -> None:
             assert psnr(reference.numpy(), load_rounded(report.path)(sample)[name]) > 50
             assert psnr(reference.numpy(), values[name]) > 50
     assert 55 < measure_half(spec, report.path).psnr_db < 90
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphSpec, Path]:
+    """An fp16 text encoder of three layers, some of whose channels are a hundred times larger than others."""
+    networks = Networks(POCKET)
+    networks.load_state_dict(random_state(POCKET))
+    spec = SPECS["text_encoder"](networks.text_encoder, POCKET)
+    folder = tmp_path_factory.mktemp("text_encoder")
+    trace(spec, folder / "graph.onnx")
+    write_half(folder / "graph.onnx", folder / "half.onnx", stress_inputs(spec, spec.example_sizes))
+    return spec, folder / "half.onnx"
+
+
+def altered(path: Path, name: str, change: Callable[[Array], Array]) -> Path:
+    """A copy of a graph with another weight."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            weight = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(change(weight).astype(weight.dtype), name))
+    onnx.save(model, path.with_name("altered.onnx"))
+    return path.with_name("altered.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("factor", [0.0, np.nan])
+def test_every_layer_of_the_text_encoder_has_its_part(
+    text_encoder: tuple[GraphSpec, Path], layer: int, factor: float
+) -> None:
+    spec, path = text_encoder
+    assert measure_half(spec, path).sizes == [dict(sizes) for sizes in spec.parity_sizes[:2]]
+    name = f"text_model.encoder.layers.{layer}.mlp.fc1.weight"
+    with pytest.raises(ExportError, match="text_encoder differs in fp16 from PyTorch"):
+        measure_half(spec, altered(path, name, lambda weight: weight * weight.dtype.type(factor)))
+
+
+@pytest.mark.slow
+def test_outlier_channels_do_not_hide_the_others(text_encoder: tuple[GraphSpec, Path]) -> None:
+    """A quarter less in all ordinary channels is less than 40 dB below the outliers, but not below themselves."""
+    spec, path = text_encoder
+    reference = questions(spec, 0)[0][1]["last_hidden_state"]
+    ordinary = np.abs(reference).max(axis=(0, 1)) < np.abs(reference).max() / 20
+    assert ordinary.mean() > 0.5
+    error = 0.27 * reference * ordinary
+    assert psnr(reference, reference + error) > 40
+    with pytest.raises(ExportError, match=r"text_encoder differs .* dB, of at least 40, in the median channel"):
+        measure_half(
+            spec,
+            altered(path, "text_model.final_layer_norm.weight", lambda weight: weight * (1 - 0.27 * ordinary)),
+        )
+
+
+@pytest.mark.slow
+def test_a_single_wrong_channel_is_refused(text_encoder: tuple[GraphSpec, Path]) -> None:
+    spec, path = text_encoder
+    one = np.arange(POCKET.text_encoder.hidden_size) == 5
+    with pytest.raises(ExportError, match=r"of at least 35, in the worst"):
+        measure_half(spec, altered(path, "text_model.final_layer_norm.weight", lambda weight: weight * (1 - 0.1 * one)))
+
+
+@pytest.mark.slow
+def test_a_file_that_engines_do_not_open_is_refused(text_encoder: tuple[GraphSpec, Path], tmp_path: Path) -> None:
+    """The file as it is, not only with its values widened."""
+    spec, path = text_encoder
+    model = onnx.load(path)
+    model.opset_import[0].version = 999
+    onnx.save(model, tmp_path / "future.onnx")
+    with pytest.raises(ExportError, match=r"^future.onnx does not load in ONNX Runtime"):
+        measure_half(spec, tmp_path / "future.onnx")
 
 
 @pytest.mark.parametrize("role", SPECS)
