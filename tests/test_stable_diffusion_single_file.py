@@ -190,7 +190,8 @@ def test_provenance_names_the_file_and_its_hash(published):
 def other_vae(state, tmp_path, kind):
     """A VAE with all weights one larger, in one of the layouts in which VAEs are passed around."""
     changed = {n: t + 1 if n.startswith("vae.") else t for n, t in state.items()}
-    original = {n: t.contiguous() for n, t in original_layout(SMALLEST, changed).items() if n.startswith(VAE)}
+    whole = {name: tensor.contiguous() for name, tensor in original_layout(SMALLEST, changed).items()}
+    original = {name: tensor for name, tensor in whole.items() if name.startswith(VAE)}
     if kind == "model folder":
         return write_folder(tmp_path / "other", SMALLEST, changed)
     if kind == "vae folder":
@@ -202,12 +203,13 @@ def other_vae(state, tmp_path, kind):
         bare = {name.removeprefix(VAE): tensor for name, tensor in original.items()}
         torch.save({"state_dict": bare | {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.ones(())}}, path)
     else:
-        save_file(original if kind == "with prefix" else renamed(original, VAE, ""), path)
+        saved = {"whole file": whole, "with prefix": original, "without prefix": renamed(original, VAE, "")}
+        save_file(saved[kind], path)
     return path
 
 
 @pytest.mark.parametrize(
-    "kind", ["model folder", "vae folder", "diffusers file", "ckpt", "with prefix", "without prefix"]
+    "kind", ["model folder", "whole file", "vae folder", "diffusers file", "ckpt", "with prefix", "without prefix"]
 )
 def test_a_vae_apart_replaces_the_own_one(tmp_path, published, state, kind):
     path = other_vae(state, tmp_path, kind)

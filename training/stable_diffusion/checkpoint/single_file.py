@@ -101,17 +101,24 @@ def with_in_channels(path: Path, config: StableDiffusionConfig, conv_in: Tensor 
 
 
 def read_vae_file(path: Path, config: StableDiffusionConfig) -> Contents:
-    """Read a VAE that is a file of its own, in the original layout or in diffusers'.
+    """Read a VAE that is a file of its own, in the original layout or in diffusers', or part of a whole model's.
 
     Raises:
         CheckpointError: as ``read_tensors``.
     """
-    found = read_tensors(path)
+    found = only_vae(read_tensors(path))
     keys = [key for key in without_weights(config).state_dict() if key.startswith("vae.")]
     if any(".down_blocks." in name for name in found):
         names, prefix, proper = {key: key for key in keys}, "vae.", spellings.DIFFUSERS
     else:
         names, prefix, proper = original_names(config, keys), PREFIXES["vae."], spellings.ORIGINAL
-    bare = {name.removeprefix("state_dict.").removeprefix(prefix).removeprefix("vae."): t for name, t in found.items()}
-    tensors = spellings.respell(path, {prefix + name: tensor for name, tensor in bare.items()}, proper)
+    tensors = spellings.respell(path, {prefix + name: tensor for name, tensor in found.items()}, proper)
     return Contents("single-file", config, names, tensors, (path,))
+
+
+def only_vae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a VAE by their names within it; of a whole model's, whose VAE has a name, only those."""
+    starts = ("first_stage_model.", "vae.")
+    bare = {name.removeprefix("state_dict."): tensor for name, tensor in tensors.items()}
+    named = {name: tensor for name, tensor in bare.items() if name.startswith(starts)}
+    return {name.removeprefix(starts[0]).removeprefix(starts[1]): t for name, t in (named or bare).items()}
