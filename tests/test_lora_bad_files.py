@@ -239,7 +239,7 @@ def test_sums_that_overflow(model, good):
         ("[]", "its lora_adapter_metadata is not a JSON object"),
         ({"unet.lora_alpha": "4"}, "lora_alpha is '4'; a number above 0"),
         ({"unet.lora_alpha": math.nan}, "lora_alpha is nan; a number above 0"),
-        ({"lora_alpha": 4, "use_dora": True}, "use_dora is True; False"),
+        ({"use_dora": True}, "use_dora is True; False, a LoRA without PEFT's variants such as DoRA, is needed"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; 'LORA'"),
         ({"use_rslora": 1}, "use_rslora is 1; true or false"),
         ({"alpha_pattern": [1]}, "alpha_pattern is not a JSON object"),

@@ -46,11 +46,11 @@ class Settings:
             raise CheckpointError(f"{path} is not a JSON object")
         return cls(path, values)
 
-    def require(self, implemented: dict[str, Any]) -> None:
-        """Refuse settings that are there with another value than the one that is implemented."""
+    def require(self, implemented: dict[str, Any], reason: str = "as in Stable Diffusion 1.x") -> None:
+        """Refuse settings that are there with another value than the one that is implemented, and say the reason."""
         for name, value in implemented.items():
             if self.values.get(name, value) != value:
-                raise self.error(name, f"{value!r}, as in Stable Diffusion 1.x,")
+                raise self.error(name, f"{value!r}, {reason},")
 
     def integer(self, name: str, default: int, most: int = LARGEST_NUMBER, least: int = 1) -> int:
         value = self.values.get(name, default)

@@ -87,7 +87,7 @@ def of_network(network: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapter_settings(settings: Settings) -> AdapterSettings:
-    settings.require(IMPLEMENTED)
+    settings.require(IMPLEMENTED, "a LoRA without PEFT's variants such as DoRA")
     pattern = settings.values.get("alpha_pattern") or {}
     if not isinstance(pattern, dict):
         raise CheckpointError(f"{settings.path}: alpha_pattern is not a JSON object")
