@@ -21,6 +21,7 @@ from training.errors import TrainingError
 from training.paths import exists
 
 INTERRUPTED = 130
+ACCEPT = "accept differences from PyTorch up to X, and say so in the manifest"
 
 
 def positive(text: str) -> float:
@@ -31,6 +32,19 @@ def positive(text: str) -> float:
 
 
 positive.__name__ = "positive number"  # argparse puts it into its message
+
+
+def bound_of_role(text: str) -> tuple[str, float]:
+    """A graph and the difference from PyTorch that is accepted for it: ``unet:1e-4``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no such thing.
+    """
+    role, _, bound = text.partition(":")
+    try:
+        return role, positive(bound)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROLE:X with a positive number, such as unet:1e-4") from None
 
 
 def lora(text: str) -> tuple[Path, float]:
@@ -62,6 +76,7 @@ def parser() -> ArgumentParser:
     ddpm = commands.add_parser("ddpm", help="export a checkpoint of: python -m training ddpm")
     ddpm.add_argument("checkpoint", type=Path, help="model.safetensors of a training run")
     add_common(ddpm, licence="Apache-2.0")
+    ddpm.add_argument("--accept-parity", type=positive, metavar="X", help=ACCEPT)
     add_sd15(commands.add_parser("sd15", help="export a Stable Diffusion 1.x checkpoint, such as people share"))
     check = commands.add_parser("check", help="repeat a bundle's parity with PyTorch; needs no checkpoint")
     check.add_argument("bundle", type=Path)
@@ -72,12 +87,6 @@ def add_common(command: argparse.ArgumentParser, licence: str) -> None:
     """The options of every export."""
     command.add_argument("--out", type=Path, required=True, help="the bundle's folder; its name becomes the bundle's")
     command.add_argument("--licence", default=licence, help="of the weights (default: %(default)s)")
-    command.add_argument(
-        "--accept-parity",
-        type=positive,
-        metavar="X",
-        help="accept differences from PyTorch up to X, and say so in the manifest",
-    )
 
 
 def add_sd15(command: argparse.ArgumentParser) -> None:
@@ -98,6 +107,15 @@ def add_sd15(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE:SCALE",
         help="LoRA files to merge, each with its strength (default: 1)",
+    )
+    command.add_argument(
+        "--accept-parity",
+        type=bound_of_role,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ROLE:X",
+        help=f"{ACCEPT}; each for one graph (fp32)",
     )
     command.add_argument("--use-ema", action="store_true", help="take the averaged weights of a file that has both")
     command.add_argument(
@@ -138,7 +156,7 @@ def run_sd15(arguments: argparse.Namespace) -> None:
         prediction_type=arguments.prediction_type,
         zero_terminal_snr=arguments.zero_terminal_snr,
         licence=arguments.licence,
-        accepted=arguments.accept_parity,
+        accepted=dict(arguments.accept_parity),
     )
 
 

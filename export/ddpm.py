@@ -176,7 +176,8 @@ def export_ddpm(
         spec = class_conditional_unet(checkpoint.network, checkpoint.config.schedule.num_train_timesteps)
         conformance = Conformance()
         add_cases(conformance, checkpoint, plans)
-        writer = GraphWriter(folder, conformance, accepted, report)
+        bounds = {} if accepted is None else {spec.role: accepted}
+        writer = GraphWriter(folder, conformance, bounds, "--accept-parity ", report)
         graphs = {spec.role: writer.write(spec)}
         (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
         tables = {name: plan.to_json() for name, plan in plans.items()}

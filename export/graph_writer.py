@@ -26,13 +26,16 @@ class GraphWriter:
     Attributes:
         folder: where to.
         conformance: is given a case for each graph.
-        accepted: a bound on the difference from PyTorch to accept where it is looser than the usual one.
+        accepted: by role, a bound on the difference from PyTorch to accept where it is looser than the usual one.
+        option: what to put before a number to have that accepted, for errors, with ``{role}`` where the role belongs;
+            None where nothing does.
         report: is called with a line for people at each stage.
     """
 
     folder: Path
     conformance: Conformance
-    accepted: float | None
+    accepted: Mapping[str, float]
+    option: str | None
     report: Callable[[str], None]
 
     def write(self, spec: GraphSpec, stress_sizes: Sizes | None = None) -> dict[str, dict[str, Any]]:
@@ -60,7 +63,8 @@ class GraphWriter:
         samples = stress_inputs(spec, stress_sizes) if stress_sizes else []
         spec.module.to_empty(device="meta")
         gc.collect()
-        parity = measure(spec, traced.path, accepted=self.accepted, cases=cases)
+        option = self.option and self.option.format(role=spec.role)
+        parity = measure(spec, traced.path, accepted=self.accepted.get(spec.role), cases=cases, option=option)
         seconds = f"traced in {written - begun:.0f} s, compared in {time.monotonic() - written:.0f} s"
         self.report(f"{spec.role} fp32: {megabytes(traced)}, {parity}; {seconds}")
         if samples:

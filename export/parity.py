@@ -70,6 +70,7 @@ def measure(
     seed: int = SEED,
     accepted: float | None = None,
     cases: Sequence[Question] | None = None,
+    option: str | None = None,
 ) -> Parity:
     """Run a graph in ONNX Runtime beside its module in PyTorch, on the same inputs.
 
@@ -79,6 +80,7 @@ def measure(
         seed: of the inputs.
         accepted: a bound to accept where it is looser than the spec's own.
         cases: what ``questions`` gave for this seed, where PyTorch has been asked before.
+        option: what to put before a number to have a looser bound accepted, for the error; None where nothing does.
 
     Raises:
         ExportError: the difference is above the bound, a result has the wrong shape or is not finite, or the file
@@ -99,9 +101,10 @@ def measure(
     parity = summarise(spec, seed, np.concatenate(differences), float(max(references)), accepted)
     # Written so that a NaN fails, whatever it is compared with.
     if not parity.max_abs_diff <= parity.bound:
+        remedy = f"; to accept that, add {option}{parity.max_abs_diff * 1.1:.1e}" if option else ""
         raise ExportError(
             f"{spec.role} differs from PyTorch by {parity.max_abs_diff:.3e} where {parity.bound:.3e} is allowed"
-            f" ({parity.psnr_db:.0f} dB); to accept that, add --accept-parity {parity.max_abs_diff * 1.1:.1e}"
+            f" ({parity.psnr_db:.0f} dB){remedy}"
         )
     return parity
 

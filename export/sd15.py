@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ FAMILY = "stable-diffusion-1"
 PRECISIONS = ("fp32", "fp16")
 DEFAULT_SAMPLER, DEFAULT_STEPS, DEFAULT_GUIDANCE = "dpmpp_2m_karras", 20, 7.5
 SAMPLERS = (DEFAULT_SAMPLER, "ddim", "pndm")
+ACCEPT = "--accept-parity {role}:"
 CONFORMANCE_SIDE = 16  # in latents
 UNKNOWN_LICENCE = "unknown"
 
@@ -99,7 +100,7 @@ def export_sd15(
     config: StableDiffusionConfig | None = None,
     tokenizer: Path | None = None,
     licence: str = UNKNOWN_LICENCE,
-    accepted: float | None = None,
+    accepted: Mapping[str, float] | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
     """Make a bundle of a Stable Diffusion 1.x checkpoint.
@@ -118,8 +119,8 @@ def export_sd15(
             1.5; a folder states its own.
         tokenizer: a ``tokenizer.json``; without it the folder's own, or CLIP's.
         licence: of the weights.
-        accepted: a bound on the difference from PyTorch to accept where it is looser than the usual one; the manifest
-            tells.
+        accepted: by role, a bound on the difference from PyTorch to accept where it is looser than the usual one; the
+            manifest tells. In fp16 there is nothing to accept.
         report: is called with a line for people now and then.
 
     Raises:
@@ -130,6 +131,7 @@ def export_sd15(
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
+    check_accepted(accepted or {}, precision)
     name = target.resolve().name
     check_name(name)
     begun = time.monotonic()
@@ -146,9 +148,23 @@ def export_sd15(
             licence=licence,
         )
         report(f"{opened.provenance['source']}: read in {time.monotonic() - begun:.0f} s")
-        write_bundle(opened, folder, name, precision, accepted, report)
+        write_bundle(opened, folder, name, precision, accepted or {}, report)
     minutes = (time.monotonic() - begun) / 60
     report(f'{target}: written in {minutes:.1f} minutes; draw from it with: python -m runtime --model {target} "a cat"')
+
+
+def check_accepted(accepted: Mapping[str, float], precision: str) -> None:
+    """See that every accepted bound is for a graph that can have one.
+
+    Raises:
+        ExportError: there is no such graph, or its variant is fp16, whose bound is 40 dB whatever is accepted.
+    """
+    if accepted and precision != "fp32":
+        raise ExportError(
+            f"looser bounds are accepted in fp32 alone; leave out --accept-parity with --precision {precision}"
+        )
+    for role in accepted.keys() - SPECS.keys():
+        raise ExportError(f"there is no graph {role!r} whose parity could be accepted; there are {', '.join(SPECS)}")
 
 
 def write_bundle(
@@ -156,7 +172,7 @@ def write_bundle(
     folder: Path,
     name: str,
     precision: str,
-    accepted: float | None,
+    accepted: Mapping[str, float],
     report: Callable[[str], None],
 ) -> None:
     """Write every file of a bundle, the manifest last. The source's model has no weights afterwards."""
@@ -165,7 +181,8 @@ def write_bundle(
     plans = {key: plan for sampler in SAMPLERS for key, plan in default_plans(schedule, sampler, steps).items()}
     conformance = Conformance()
     add_cases(conformance, source, plans, precision, report)
-    graphs = write_graphs(source, GraphWriter(folder, conformance, accepted, report), precision)
+    writer = GraphWriter(folder, conformance, accepted, ACCEPT if precision == "fp32" else None, report)
+    graphs = write_graphs(source, writer, precision)
     (folder / TOKENIZER).write_bytes(source.tokenizer.data)
     (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
     manifest = describe(source, name, schedule)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,55 @@ def test_check_notices_changed_weights_though_the_hashes_agree(
     assert "are not those the bundle was made with" in message
 
 
+def shorten(tensor: onnx.TensorProto) -> None:
+    tensor.raw_data = tensor.raw_data[:-2]
+
+
+def enlarge(tensor: onnx.TensorProto) -> None:
+    tensor.dims[0] = 2**40
+
+
+def make_strings(tensor: onnx.TensorProto) -> None:
+    tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.STRING, [2], [b"a", b"b"]))
+
+
+def make_float8(tensor: onnx.TensorProto) -> None:
+    tensor.data_type = onnx.TensorProto.FLOAT8E4M3FN
+
+
+def lie_behind_the_end(tensor: onnx.TensorProto) -> None:
+    length = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "weights.data"), ("offset", str(2**30)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+@pytest.mark.parametrize("damage", [shorten, enlarge, make_strings, make_float8, lie_behind_the_end])
+def test_a_malformed_weight_is_one_line_with_its_name(
+    copied: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[onnx.TensorProto], None]
+) -> None:
+    model = onnx.load(copied / GRAPH)
+    damage(next(tensor for tensor in model.graph.initializer if tensor.name == "conv_in.conv1.0.weight"))
+    (copied / GRAPH).write_bytes(model.SerializeToString())
+    (copied / "weights.data").write_bytes(bytes(1000))
+
+    def described(name: str) -> dict[str, Any]:
+        data = (copied / name).read_bytes()
+        return {"file": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    rewrite(
+        copied,
+        lambda value: value["graphs"]["unet"]["fp32"].update(
+            described(GRAPH), external_data=[described("weights.data")]
+        ),
+    )
+    status, said = checked(copied, capsys)
+    assert status == 2
+    assert f"{GRAPH}: conv_in.conv1.0.weight " in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,6 +213,7 @@ def test_above_the_bound_nothing_is_written_unless_accepted(tmp_path: Path, caps
     assert main(["ddpm", str(path), "--out", str(target)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: unet differs from PyTorch by ")
+    assert re.search(r"add --accept-parity \d\.\de[+-]\d\d\n$", message)
     assert message.count("\n") == 1
     assert not target.parent.exists()
 

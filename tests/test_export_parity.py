@@ -4,6 +4,7 @@ weights, shapes or numbers are off fails, and a looser bound counts only when it
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +97,11 @@ def test_a_perturbed_weight_fails(linear: nn.Linear, tmp_path: Path, accepted: f
     with torch.no_grad():
         linear.weight[2, 1] += 0.1
     with pytest.raises(ExportError, match=r"^linear differs from PyTorch by .* where .* is allowed") as caught:
-        measure(linear_spec(linear), path, accepted=accepted)
+        measure(linear_spec(linear), path, accepted=accepted, option="--accept-parity linear:")
     assert f"{allowed} is allowed" in str(caught.value)
-    assert "--accept-parity" in str(caught.value)
+    assert re.search(r"; to accept that, add --accept-parity linear:\d\.\de-\d\d$", str(caught.value))
+    with pytest.raises(ExportError, match=r"dB\)$"):
+        measure(linear_spec(linear), path, accepted=accepted)  # where nothing accepts it, nothing is suggested
 
 
 def test_an_accepted_bound_never_makes_the_usual_one_tighter(linear: nn.Linear, tmp_path: Path) -> None:

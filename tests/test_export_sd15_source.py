@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_files import original_layout, write_folder
+from export_samples import ill_conditioned_network
 from random_weights import random_state
 from safetensors.torch import save_file
 from text_samples import CONFIG, VOCABULARY, write_checkpoint, write_tokenizer
 
 from export.__main__ import lora, main
+from export.conformance import Conformance
 from export.errors import ExportError
+from export.graph_writer import GraphWriter
+from export.graphs import class_conditional_unet
 from export.sd15 import describe, export_sd15, noise_schedule
 from export.sd15_source import Source, open_source
 from runtime.errors import RequestError
@@ -185,6 +189,47 @@ def test_a_folder_brings_its_tokenizer(opened: Callable[..., Source], tokenizer:
 )
 def test_a_lora_is_a_file_and_its_scale(text: str, path: str, scale: float) -> None:
     assert lora(text) == (Path(path), scale)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "unet", "unet:", "unet:0", "unet:-1", "unet:nan", "unet:inf", "unet:loose"])
+def test_an_accepted_bound_is_a_graph_and_a_number(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["sd15", "model.safetensors", "--out", "small", "--accept-parity", "unet:1e-4", text])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{text!r} is not ROLE:X with a positive number, such as unet:1e-4" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("unet_2:1e-4",), "there is no graph 'unet_2' whose parity could be accepted; there are text_encoder, unet"),
+        (("unet:1e-4", "--precision", "fp16"), "leave out --accept-parity with --precision fp16"),
+    ],
+)
+def test_a_bound_that_nothing_could_use_is_refused(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert main(["sd15", str(published), "--out", str(tmp_path / "small"), "--accept-parity", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_bound_is_accepted_for_its_graph_alone(tmp_path: Path) -> None:
+    """And the error says how to ask for it."""
+    conformance, option = Conformance(), "--accept-parity {role}:"
+    for accepted in ({}, {"text_encoder": 1000.0}, {"unet": 1000.0}):
+        spec = class_conditional_unet(ill_conditioned_network(), 60)
+        writer = GraphWriter(tmp_path, conformance, accepted, option, report=lambda line: None)
+        if "unet" in accepted:
+            assert writer.write(spec)["fp32"]["parity"]["accepted"] == 1000
+        else:
+            with pytest.raises(ExportError, match=r"to accept that, add --accept-parity unet:\d\.\de[+-]\d\d$"):
+                writer.write(spec)
 
 
 def test_a_file_may_have_a_colon_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
