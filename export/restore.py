@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -109,10 +110,24 @@ def read_weights(bundle: Bundle, graph: GraphVariant) -> dict[str, Tensor]:
             file.name for file in graph.external_data
         }:
             raise ExportError(f"{path}: {place.name} lies in {constant.location}, which the manifest does not name")
-        array = constant.numpy()
+        array = numbers(constant, path, place.name)
         with warnings.catch_warnings(action="ignore"):  # torch cannot know that nobody will write to them
             weights[name] = torch.from_numpy(array.T if place.transposed else array)
     return weights
+
+
+def numbers(constant: ir.TensorProtocol, path: Path, name: str) -> npt.NDArray[Any]:
+    """The floating-point numbers of an initializer.
+
+    Raises:
+        ExportError: they are of another kind, or the file does not hold as many as it says.
+    """
+    if constant.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        raise ExportError(f"{path}: {name} is {constant.dtype}; weights are FLOAT or FLOAT16")
+    try:
+        return constant.numpy()
+    except Exception as error:  # onnx_ir's own, NumPy's, and those of mapping a file
+        raise ExportError(f"{path}: {name} cannot be read ({one_line(error)})") from error
 
 
 def verify(bundle: Bundle, file: File) -> None:
