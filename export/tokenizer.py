@@ -7,6 +7,8 @@ project ships; so bundles of the same model are the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ def find_tokenizer(checkpoint: Path | None, given: Path | None, text: TextEncode
         text: sizes of the text encoder that it feeds.
 
     Raises:
-        ExportError: a file is damaged or no tokenizer, or has more tokens than the text encoder.
+        ExportError: a file is damaged or no tokenizer, or has tokens that the text encoder does not know.
     """
     folder = checkpoint / "tokenizer" if checkpoint else None
     pad: str | None = None
@@ -83,13 +85,15 @@ def find_tokenizer(checkpoint: Path | None, given: Path | None, text: TextEncode
         tokenizer = shipped()
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    try_out(tokenizer, where)
     data = TOKENIZER_FILE.read_bytes() if does_as(tokenizer, shipped()) else tokenizer.to_str(pretty=True).encode()
     ids = tokenizer.encode("").ids
     if len(ids) != 2:
         raise ExportError(f"{where} makes {len(ids)} tokens of the empty text; a begin and an end are needed")
-    if tokenizer.get_vocab_size() > text.vocab_size:
+    largest = max(*tokenizer.get_vocab().values(), *ids)  # ids may have gaps, so that counting tokens would not do
+    if largest >= text.vocab_size:
         raise ExportError(
-            f"{where} has {tokenizer.get_vocab_size():,} tokens, but the text encoder knows {text.vocab_size:,}; "
+            f"{where} has ids up to {largest:,}, but the text encoder knows {text.vocab_size:,} tokens; "
             "give the tokenizer that belongs to it"
         )
     begin, end = ids
@@ -181,10 +185,28 @@ def parse(data: bytes, path: Path) -> Tokenizer:
     Raises:
         ExportError: it is none.
     """
-    try:
+    with refusing(path):
         return Tokenizer.from_buffer(data)
+
+
+def try_out(tokenizer: Tokenizer, where: object) -> None:
+    """Encode once what a tokenizer must be able to: one may load and yet not know what to do with an unknown word.
+
+    Raises:
+        ExportError: it fails.
+    """
+    with refusing(where):
+        for probe in PROBES:
+            tokenizer.encode(probe)
+
+
+@contextmanager
+def refusing(where: object) -> Iterator[None]:
+    """Whatever the tokenizers library raises becomes an ExportError of one line."""
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in the library's Rust is no Exception
         reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"{path} is no tokenizer of the tokenizers library ({reason})") from error
+        raise ExportError(f"{where} is no tokenizer of the tokenizers library ({reason})") from error

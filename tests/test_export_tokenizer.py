@@ -118,9 +118,23 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, text: str | None,
 
 
 def test_more_tokens_than_the_text_encoder_has_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"has 49,408 tokens, but the text encoder knows 80; give the tokenizer"):
+    with pytest.raises(ExportError, match=r"has ids up to 49,407, but the text encoder knows 80 tokens; give the"):
         find_tokenizer(None, None, SMALL)
     assert len(CHARACTERS) * 2 + 2 == 80
+
+
+def test_an_id_behind_a_gap_is_refused(tmp_path: Path) -> None:
+    gap = {name: 500 if name == "a" else number for name, number in VOCABULARY.items()}
+    with pytest.raises(ExportError, match=r"has ids up to 500, but the text encoder knows 80 tokens"):
+        find_tokenizer(write_folder(tmp_path, gap, []), None, SMALL)
+
+
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}}))
+    with pytest.raises(ExportError, match=r"tokenizer.json is no tokenizer .*Missing \[UNK\]") as caught:
+        find_tokenizer(None, path, SMALL)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_too_large_for_a_tokenizer_is_not_read(tmp_path: Path) -> None:
