@@ -20,6 +20,7 @@ from export.parity import Parity, measure, questions
 from export.restore import noise_schedule, restore
 from export.rounded import measure_half
 from runtime.bundle import CONFORMANCE, Bundle, open_bundle
+from runtime.foreign.folder import ForeignBundle
 from runtime.plan import compile_plan
 from training.checkpoint import one_line
 
@@ -37,9 +38,15 @@ def check_bundle(folder: Path, report: Callable[[str], None] = print) -> None:
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        ExportError: a hash, the parity, the weights, the noise schedule or a plan are not what the bundle says.
+        ExportError: a hash, the parity, the weights, the noise schedule or a plan are not what the bundle says, or it
+            is a folder that others exported.
     """
     bundle = open_bundle(folder)
+    if isinstance(bundle, ForeignBundle):
+        raise ExportError(
+            f"{folder} was exported by others, who recorded no parity that could be repeated; "
+            "export its checkpoint with: python -m export sd15"
+        )
     check_tables(bundle)
     for role, variants in bundle.graphs.items():
         for variant in variants:

@@ -15,6 +15,7 @@ import torch
 from export_generations import write_generation
 from export_samples import CONFIG, network, run_export, write_checkpoint
 from safetensors.torch import save_file
+from test_foreign import write_folder
 
 from export.__main__ import main
 from training.ddpm import checkpoint
@@ -190,6 +191,11 @@ def test_a_bound_that_is_no_positive_number_is_refused(refused: Callable[..., st
 @pytest.mark.parametrize("arguments", [(), ("ddpm",), ("ddpm", "model.safetensors"), ("check",), ("sing",)])
 def test_a_command_that_is_not_whole_is_refused(refused: Callable[..., str], arguments: tuple[str, ...]) -> None:
     refused(*arguments)
+
+
+def test_check_says_that_a_folder_of_others_has_no_parity(tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = write_folder(tmp_path / "foreign")
+    assert f"{folder} was exported by others, who recorded no parity" in refused("check", folder)
 
 
 def test_check_refuses_what_is_no_bundle(tmp_path: Path, refused: Callable[..., str]) -> None:
