@@ -207,6 +207,10 @@ def set_vae_width(value: dict[str, Any]) -> None:
     value["provenance"]["training"]["config"]["vae"]["block_out_channels"] = [4, 16]
 
 
+def set_layers(value: dict[str, Any]) -> None:
+    value["provenance"]["training"]["config"]["text_encoder"]["num_hidden_layers"] = 10**9
+
+
 def set_hash(value: dict[str, Any]) -> None:
     value["graphs"]["vae_decoder"]["fp32"]["sha256"] = "0" * 64
 
@@ -216,6 +220,7 @@ def set_hash(value: dict[str, Any]) -> None:
     [
         (set_offset, "steps_offset is 0; the training configuration says 1"),
         (set_vae_width, "does not hold the weights of its training configuration"),
+        (set_layers, "holds no training configuration (num_hidden_layers is 1000000000; it must be from 1 to 100)"),
         (set_hash, "vae_decoder-fp32.onnx does not have the SHA-256 of the manifest"),
     ],
 )

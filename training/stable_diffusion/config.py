@@ -18,13 +18,18 @@ from training.noise_schedule import NoiseSchedule, PredictionType, rescale_zero_
 
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
+# A configuration may be a stranger's, and memory and time are taken for what it says.
+LARGEST_SIZE = 1_000_000
+MOST_LAYERS = 100  # also of levels' blocks
+MOST_LEVELS = 16  # each halves the sides
+
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
     """Sizes of CLIP ViT-L/14's text encoder (Radford et al. 2021).
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: a size is below 1 or too large, or the heads do not divide the width.
     """
 
     vocab_size: int = 49_408
@@ -36,6 +41,10 @@ class TextEncoderConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
+            require_size(name, getattr(self, name))
+        require_size("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS)
+        require_positive("layer_norm_eps", self.layer_norm_eps)
         require_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
 
 
@@ -69,7 +78,8 @@ class UNetConfig:
         transformer_norm_eps: epsilon of the group normalisation in front of each transformer.
 
     Raises:
-        ValueError: no level, or the groups or heads do not divide a level's channels.
+        ValueError: a size is below 1 or too large, there is no level, or the groups or heads do not divide a level's
+            channels.
     """
 
     in_channels: int = 4
@@ -90,6 +100,14 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("levels is empty; a UNet needs at least one")
+        require_size("the number of levels", len(self.levels), MOST_LEVELS)
+        for name in ("in_channels", "out_channels", "cross_attention_dim"):
+            require_size(name, getattr(self, name))
+        for level in self.levels:
+            require_size("channels", level.channels)
+        require_size("layers_per_block", self.layers_per_block, MOST_LAYERS)
+        require_positive("norm_eps", self.norm_eps)
+        require_positive("transformer_norm_eps", self.transformer_norm_eps)
         require_divisible("the time embedding's width", self.levels[0].channels, "its two halves", 2)
         for level in self.levels:
             require_divisible("channels", level.channels, "norm_num_groups", self.norm_num_groups)
@@ -120,7 +138,8 @@ class VAEConfig:
             VAE.
 
     Raises:
-        ValueError: no level, or the groups do not divide a level's channels.
+        ValueError: a size is below 1 or too large, there is no level, or the groups do not divide a level's
+            channels.
     """
 
     in_channels: int = 3
@@ -135,6 +154,14 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if not self.block_out_channels:
             raise ValueError("block_out_channels is empty; a VAE needs at least one level")
+        require_size("the number of block_out_channels", len(self.block_out_channels), MOST_LEVELS)
+        for name in ("in_channels", "out_channels", "latent_channels"):
+            require_size(name, getattr(self, name))
+        for channels in self.block_out_channels:
+            require_size("block_out_channels", channels)
+        require_size("layers_per_block", self.layers_per_block, MOST_LAYERS)
+        require_positive("norm_eps", self.norm_eps)
+        require_positive("scaling_factor", self.scaling_factor)
         for channels in self.block_out_channels:
             require_divisible("block_out_channels", channels, "norm_num_groups", self.norm_num_groups)
 
@@ -224,6 +251,18 @@ class StableDiffusionConfig:
     def inpainting(self) -> bool:
         """Whether the UNet is given a mask and the masked latents beside the latents."""
         return self.unet.in_channels != self.vae.latent_channels
+
+
+def require_size(name: str, value: int, most: int = LARGEST_SIZE) -> None:
+    """Raise ValueError unless ``value`` is from 1 to ``most``."""
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} is {value}; it must be from 1 to {most:,}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is above 0 and at most ``LARGEST_SIZE``, which a NaN is not."""
+    if not 0 < value <= LARGEST_SIZE:
+        raise ValueError(f"{name} is {value}; it must be above 0 and at most {LARGEST_SIZE:,}")
 
 
 def require_divisible(name: str, value: int, by: str, divisor: int) -> None:

@@ -10,6 +10,7 @@ from training.noise_schedule import NoiseSchedule
 from training.stable_diffusion.checkpoint.contents import MODELS_BY_TEXT_WIDTH
 from training.stable_diffusion.checkpoint.settings import Settings
 from training.stable_diffusion.config import (
+    MOST_LAYERS,
     SD15,
     SchedulerConfig,
     StableDiffusionConfig,
@@ -18,8 +19,6 @@ from training.stable_diffusion.config import (
     UNetLevel,
     VAEConfig,
 )
-
-MOST_LAYERS = 100
 
 # The only values that our networks implement, of settings that a file may or may not have.
 TEXT_ENCODER_IMPLEMENTED: dict[str, Any] = {"hidden_act": "quick_gelu"}
