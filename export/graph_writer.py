@@ -11,11 +11,10 @@ from typing import Any
 
 from export.bundle import describe_file
 from export.conformance import HOST_MARGIN, Array, Conformance, question
-from export.graphs import GraphSpec, Sizes
+from export.graphs import GraphSpec
 from export.half import write_half
 from export.parity import SEED, Parity, Question, measure, questions
 from export.rounded import measure_half
-from export.stress import stress_inputs
 from export.trace import OPSET, TracedGraph, trace
 
 
@@ -38,14 +37,14 @@ class GraphWriter:
     option: str | None
     report: Callable[[str], None]
 
-    def write(self, spec: GraphSpec, stress_sizes: Sizes | None = None) -> dict[str, dict[str, Any]]:
+    def write(self, spec: GraphSpec, samples: Sequence[Mapping[str, Array]] = ()) -> dict[str, dict[str, Any]]:
         """Write a graph and hold it against PyTorch.
 
         PyTorch says its part first and lets go of the weights: what it and ONNX Runtime need is never needed at once.
 
         Args:
             spec: the graph; its module has no weights afterwards.
-            stress_sizes: the dynamic dimensions at which to look for values that fp16 could not hold. With them the
+            samples: inputs by which to look for values that fp16 could not hold (``export.stress``). With them the
                 fp16 variant is written, once the fp32 one has been held against PyTorch, and takes its place.
 
         Returns:
@@ -60,7 +59,6 @@ class GraphWriter:
         traced = trace(spec, self.folder / f"{spec.role}-fp32.onnx")
         written = time.monotonic()
         cases, example = questions(spec, SEED), question(spec)
-        samples = stress_inputs(spec, stress_sizes) if stress_sizes else []
         spec.module.to_empty(device="meta")
         gc.collect()
         option = self.option and self.option.format(role=spec.role)

@@ -16,6 +16,7 @@ from export.sd15_graphs import SPECS, modules, stress_sizes
 from export.sd15_picture import add_picture, add_tokens
 from export.sd15_source import Source, open_source
 from export.staging import replacing
+from export.stress import stress_inputs
 from export.tokenizer import TOKENIZER
 from export.unchanged import check_unchanged
 from runtime.bundle import CONFORMANCE
@@ -218,6 +219,9 @@ def write_graphs(source: Source, writer: GraphWriter, precision: str) -> dict[st
     graphs = {}
     for role, module in modules(model.text_encoder, model.unet, model.vae).items():
         spec = SPECS[role](module, model.config)
-        graphs[role] = writer.write(spec, stress_sizes(role, model.config) if precision == "fp16" else None)
+        half = precision == "fp16"
+        graphs[role] = writer.write(
+            spec, stress_inputs(spec, stress_sizes(role, model.config), model.config) if half else ()
+        )
         check_unchanged(source.files)
     return graphs

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from export.bundle import exporter_versions
+from export.errors import ExportError
 from export.tokenizer import TextTokenizer, find_tokenizer
 from export.unchanged import Fingerprint, check_unchanged, fingerprints
 from training import configuration
@@ -24,6 +25,7 @@ from training.stable_diffusion.pocket.checkpoint import CONFIG_KEY, KNOWN_WORDS_
 from training.stable_diffusion.pocket.config import IMAGE_SIZE
 
 LATENT_SIDE = 64  # that of Stable Diffusion 1.5's training; a checkpoint does not say
+COLOURS = 3  # channels of pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,11 @@ def open_source(
         zero_terminal_snr=zero_terminal_snr,
         config=config or stated or SD15,
     )
+    for name in ("in_channels", "out_channels"):
+        if getattr(model.config.vae, name) != COLOURS:
+            raise ExportError(
+                f"{checkpoint}: the VAE's {name} is {getattr(model.config.vae, name)}; pictures have {COLOURS} channels"
+            )
     merged = apply_loras(model, loras) if loras else []
     folder = model.provenance.files[0].parents[1] if model.provenance.layout == "diffusers-folder" else None
     source = Source(

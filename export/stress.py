@@ -9,10 +9,10 @@ from torch import Tensor
 
 from export.graphs import GraphSpec
 from export.survey import Array
+from training.stable_diffusion.config import StableDiffusionConfig
 
 SEED = 0
-# Latents at five standard deviations, in the VAE's own units: 5 / scaling_factor.
-LATENT = 5 / 0.18215
+LATENT = 5  # standard deviations
 # CLIP's last hidden states have a few channels of about 30, everywhere and in every prompt; learned tokens have more.
 OUTLIER, OUTLIER_EVERY = 40.0, 256
 
@@ -56,38 +56,46 @@ def repeated(drawn: Tensor) -> Tensor:
     return drawn[:, :1].expand_as(drawn).contiguous()
 
 
-CASES: Mapping[str, tuple[Mapping[str, Change], ...]] = {
-    # Samples have unit scale at every noise level; four times that is beyond what any guidance scale makes of them.
-    "unet": (
-        {"timestep": full(999), "encoder_hidden_states": outliers},
-        {"timestep": full(999), "encoder_hidden_states": outliers, "sample": times(4)},
-        {"timestep": full(500), "encoder_hidden_states": outliers, "sample": full(4)},
-        {"timestep": full(250), "encoder_hidden_states": times(4), "sample": stripes(4)},
-        {"timestep": full(0), "encoder_hidden_states": outliers, "sample": times(4)},
-    ),
-    "vae_encoder": ({}, {"sample": signs(1)}, {"sample": stripes(1)}, {"sample": full(1)}, {"sample": full(-1)}),
-    "vae_decoder": (
-        {"latent_sample": signs(LATENT)},
-        {"latent_sample": stripes(LATENT)},
-        {"latent_sample": full(LATENT)},
-        {"latent_sample": full(-LATENT)},
-    ),
-    "text_encoder": ({}, {}, {"extra_embeddings": outliers}, {"input_ids": repeated}),
-}
+def cases(role: str, config: StableDiffusionConfig) -> tuple[Mapping[str, Change], ...]:
+    """What is changed, by the names of inputs."""
+    last = config.scheduler.noise_schedule.num_train_timesteps - 1
+    latent = LATENT / config.vae.scaling_factor  # in the VAE's own units
+    by_role: dict[str, tuple[Mapping[str, Change], ...]] = {
+        # Samples have unit scale at every noise level; four times that is beyond what any guidance scale makes of them.
+        "unet": (
+            {"timestep": full(last), "encoder_hidden_states": outliers},
+            {"timestep": full(last), "encoder_hidden_states": outliers, "sample": times(4)},
+            {"timestep": full(last // 2), "encoder_hidden_states": outliers, "sample": full(4)},
+            {"timestep": full(last // 4), "encoder_hidden_states": times(4), "sample": stripes(4)},
+            {"timestep": full(0), "encoder_hidden_states": outliers, "sample": times(4)},
+        ),
+        "vae_encoder": ({}, {"sample": signs(1)}, {"sample": stripes(1)}, {"sample": full(1)}, {"sample": full(-1)}),
+        "vae_decoder": (
+            {"latent_sample": signs(latent)},
+            {"latent_sample": stripes(latent)},
+            {"latent_sample": full(latent)},
+            {"latent_sample": full(-latent)},
+        ),
+        "text_encoder": ({}, {}, {"extra_embeddings": outliers}, {"input_ids": repeated}),
+    }
+    return by_role[role]
 
 
-def stress_inputs(spec: GraphSpec, sizes: Mapping[str, int], seed: int = SEED) -> list[dict[str, Array]]:
+def stress_inputs(
+    spec: GraphSpec, sizes: Mapping[str, int], config: StableDiffusionConfig, seed: int = SEED
+) -> list[dict[str, Array]]:
     """Draw the inputs of a survey; those that no case speaks of are as in use.
 
     Args:
-        spec: the graph, of a role in ``CASES``.
+        spec: a graph of Stable Diffusion.
         sizes: the dynamic dimensions: such as the graph is mostly used at, and a batch of 1, since samples of a batch
             do not meet. Half the usual sides will do for the VAE, since magnitudes hardly depend on them.
+        config: of the whole model.
         seed: of the numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = []
-    for case in CASES[spec.role]:
+    for case in cases(spec.role, config):
         drawn = spec.draw(sizes, generator)
         changed = {name: case[name](tensor) if name in case else tensor for name, tensor in drawn.items()}
         samples.append({name: tensor.numpy() for name, tensor in changed.items()})

@@ -363,7 +363,7 @@ def test_the_networks_of_stable_diffusion(role: str, tmp_path: Path) -> None:
     spec = SPECS[role](traced[role], SMALLEST)
     path = tmp_path / "graph.onnx"
     initializers = trace(spec, path).initializers
-    samples = stress_inputs(spec, spec.example_sizes)
+    samples = stress_inputs(spec, spec.example_sizes, SMALLEST)
     report = write_half(path, tmp_path / "half.onnx", samples)
 
     onnx.checker.check_model(onnx.load(report.path), full_check=True)
@@ -390,7 +390,7 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphSpec, P
     spec = SPECS["text_encoder"](networks.text_encoder, POCKET)
     folder = tmp_path_factory.mktemp("text_encoder")
     trace(spec, folder / "graph.onnx")
-    write_half(folder / "graph.onnx", folder / "half.onnx", stress_inputs(spec, spec.example_sizes))
+    write_half(folder / "graph.onnx", folder / "half.onnx", stress_inputs(spec, spec.example_sizes, POCKET))
     return spec, folder / "half.onnx"
 
 
@@ -457,7 +457,7 @@ def test_a_file_that_engines_do_not_open_is_refused(text_encoder: tuple[GraphSpe
 def test_stress_inputs_fit_and_reach_the_ends(role: str) -> None:
     networks = without_weights(SMALLEST)
     spec = SPECS[role](modules(networks.text_encoder, networks.unet, networks.vae)[role], SMALLEST)
-    samples = stress_inputs(spec, spec.example_sizes)
+    samples = stress_inputs(spec, spec.example_sizes, SMALLEST)
     usual = spec.draw(spec.example_sizes, torch.Generator())
     for sample in samples:
         assert {name: (array.dtype, array.shape) for name, array in sample.items()} == {
@@ -466,6 +466,19 @@ def test_stress_inputs_fit_and_reach_the_ends(role: str) -> None:
     if role == "unet":
         assert {0, 999} <= {sample["timestep"][0] for sample in samples}
         assert max(np.abs(sample["sample"]).max() for sample in samples) > 12  # four times unit scale
+
+
+def test_stress_inputs_follow_the_models_own_numbers() -> None:
+    schedule = replace(SMALLEST.scheduler.noise_schedule, num_train_timesteps=60)
+    scheduler = replace(SMALLEST.scheduler, noise_schedule=schedule)
+    config = replace(SMALLEST, scheduler=scheduler, vae=replace(SMALLEST.vae, scaling_factor=1.0))
+    networks = without_weights(config)
+    parts = modules(networks.text_encoder, networks.unet, networks.vae)
+    largest = {}
+    for role, name in (("unet", "timestep"), ("vae_decoder", "latent_sample")):
+        spec = SPECS[role](parts[role], config)
+        largest[name] = max(np.abs(sample[name]).max() for sample in stress_inputs(spec, spec.example_sizes, config))
+    assert largest == {"timestep": 59, "latent_sample": 5}
 
 
 CONVERT = """
@@ -494,7 +507,7 @@ def test_the_unet_at_full_size(large_folder: Path) -> None:
     spec = replace(SPECS["unet"](unet, SD15), parity_sizes=({"batch": 1, "h": 32, "w": 32, "length": 77},))
     path = large_folder / "graph.onnx"
     trace(spec, path)
-    for index, sample in enumerate(stress_inputs(spec, {"batch": 1, "h": 64, "w": 64, "length": 77})[:2]):
+    for index, sample in enumerate(stress_inputs(spec, {"batch": 1, "h": 64, "w": 64, "length": 77}, SD15)[:2]):
         np.savez(large_folder / f"{index}.npz", **sample)
     done = subprocess.run([sys.executable, "-c", CONVERT, path], capture_output=True, text=True, check=True)
     peak, kept, vanished = map(int, done.stdout.split())

@@ -136,6 +136,39 @@ def test_a_file_of_our_own_that_states_nonsense_is_refused(
     assert "\n" not in str(caught.value)
 
 
+IMPOSSIBLE = [
+    ("text_encoder", "num_hidden_layers", 10**9),
+    ("text_encoder", "max_position_embeddings", -1),
+    ("text_encoder", "vocab_size", -5),
+    ("text_encoder", "hidden_size", 2**62),
+    ("text_encoder", "layer_norm_eps", 0.0),
+    ("unet", "layers_per_block", -3),
+    ("unet", "cross_attention_dim", 0),
+    ("vae", "layers_per_block", 10**9),
+    ("vae", "latent_channels", 0),
+    ("vae", "scaling_factor", 10**400),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value"), IMPOSSIBLE)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_built(
+    opened: Callable[..., Source], tmp_path: Path, part: str, name: str, value: float
+) -> None:
+    stated = json.loads(configuration.to_json(CONFIG))
+    stated[part][name] = value
+    path = write_own(tmp_path / "model.safetensors", **{CONFIG_KEY: json.dumps(stated)})
+    with pytest.raises(CheckpointError, match=f"does not state its own sizes: {name} is -?\\d") as caught:
+        opened(path, config=None)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_levels_than_any_model_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="the number of levels is 17; it must be from 1 to 16"):
+        replace(CONFIG.unet, levels=CONFIG.unet.levels[:1] * 17)
+    with pytest.raises(ValueError, match="the number of block_out_channels is 17; it must be from 1 to 16"):
+        replace(CONFIG.vae, block_out_channels=(8,) * 17)
+
+
 def test_inpainting_says_what_its_unet_is_given(opened: Callable[..., Source], tmp_path: Path) -> None:
     config = replace(CONFIG, unet=replace(CONFIG.unet, in_channels=9))
     source = opened(write_checkpoint(tmp_path / "inpainting.safetensors", config))
@@ -144,6 +177,15 @@ def test_inpainting_says_what_its_unet_is_given(opened: Callable[..., Source], t
         ("mask", 1),
         ("masked_sample", 4),
     ]
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels"])
+def test_a_vae_of_other_than_colour_pictures_is_refused(
+    opened: Callable[..., Source], tmp_path: Path, name: str
+) -> None:
+    config = replace(CONFIG, vae=replace(CONFIG.vae, **{name: 1}))
+    with pytest.raises(ExportError, match=f"the VAE's {name} is 1; pictures have 3 channels"):
+        opened(write_checkpoint(tmp_path / "grey.safetensors", config), config=config)
 
 
 def test_v_prediction_with_zero_terminal_snr(published: Path, opened: Callable[..., Source]) -> None:

@@ -1,5 +1,6 @@
 """Proves at full size that a LoRA for every layer of Stable Diffusion 1.5, as the kohya scripts write it, is matched
-whole, adds what the formula says, and takes no more memory than the weights that it changes."""
+whole, adds what the formula says, and takes the memory of the weights that it changes and, on the way, no more than
+five times that of its largest layer in float64."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ print(json.dumps({"peak": peak - before, "after": anonymous_bytes() - before, "s
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells mapped from other memory")
-def test_memory_is_that_of_the_changed_weights_and_of_one_layer_in_float64(lora):
+def test_memory_is_that_of_the_changed_weights_and_of_a_few_layers_in_float64(lora):
     command = [sys.executable, "-c", MEMORY, str(full_size.single_file()), str(lora[0])]
     root = Path(__file__).parents[1]
     measured = json.loads(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
