@@ -35,7 +35,8 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 def default_plans(schedule: NoiseSchedule, sampler: str, default_steps: int, **options: Any) -> dict[str, Plan]:
     """A sampler at each of ``PLAN_STEPS`` that the schedule has room for, and at the default count."""
-    counts = {count for count in PLAN_STEPS if count <= schedule.num_train_timesteps} | {default_steps}
+    room = schedule.num_train_timesteps - schedule.steps_offset
+    counts = {count for count in PLAN_STEPS if count < room} | {default_steps}
     return {f"{sampler}-{count}": compile_plan(schedule, sampler, count, **options) for count in sorted(counts)}
 
 

@@ -44,6 +44,11 @@ def noise_schedule(scheduler: SchedulerConfig) -> NoiseSchedule:
     )
 
 
+def at_most(steps: int, schedule: NoiseSchedule) -> int:
+    """So many steps, or fewer in a short schedule: "leading" ones leave out the last timestep, and are shifted."""
+    return min(steps, schedule.num_train_timesteps - 1 - schedule.steps_offset)
+
+
 def describe(source: Source, name: str, schedule: NoiseSchedule) -> dict[str, Any]:
     """The manifest without graphs, plans and the tokenizer's file."""
     config = source.model.config
@@ -80,7 +85,7 @@ def describe(source: Source, name: str, schedule: NoiseSchedule) -> dict[str, An
         },
         "defaults": {
             "sampler": DEFAULT_SAMPLER,
-            "num_inference_steps": min(DEFAULT_STEPS, schedule.num_train_timesteps),
+            "num_inference_steps": at_most(DEFAULT_STEPS, schedule),
             "guidance_scale": DEFAULT_GUIDANCE,
             "width": source.image_size,
             "height": source.image_size,
@@ -178,7 +183,7 @@ def write_bundle(
 ) -> None:
     """Write every file of a bundle, the manifest last. The source's model has no weights afterwards."""
     schedule = noise_schedule(source.model.config.scheduler)
-    steps = min(DEFAULT_STEPS, schedule.num_train_timesteps)
+    steps = at_most(DEFAULT_STEPS, schedule)
     plans = {key: plan for sampler in SAMPLERS for key, plan in default_plans(schedule, sampler, steps).items()}
     conformance = Conformance()
     add_cases(conformance, source, plans, precision, report)
@@ -204,7 +209,7 @@ def add_cases(
     conformance.add_bits()
     conformance.add_noise((latents, CONFORMANCE_SIDE, CONFORMANCE_SIDE))
     for sampler in SAMPLERS:
-        key = f"{sampler}-{min(10, len(source.model.config.scheduler.alphas_cumprod))}"
+        key = f"{sampler}-{at_most(10, noise_schedule(source.model.config.scheduler))}"
         conformance.add_plan(key, plans[key])
     add_tokens(conformance, source.tokenizer, source.model.config.text_encoder.max_position_embeddings)
     if precision == "fp32" and not source.model.inpainting:
