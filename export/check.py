@@ -19,8 +19,7 @@ from export.graphs import GraphSpec
 from export.parity import Parity, measure, questions
 from export.restore import noise_schedule, restore
 from export.rounded import measure_half
-from runtime.bundle import CONFORMANCE, Bundle, open_bundle
-from runtime.foreign.folder import ForeignBundle
+from runtime.bundle import CONFORMANCE, MANIFEST, Bundle, open_bundle
 from runtime.plan import compile_plan
 from training.checkpoint import one_line
 
@@ -42,7 +41,7 @@ def check_bundle(folder: Path, report: Callable[[str], None] = print) -> None:
             is a folder that others exported.
     """
     bundle = open_bundle(folder)
-    if isinstance(bundle, ForeignBundle):
+    if not (bundle.folder / MANIFEST).exists():
         raise ExportError(
             f"{folder} was exported by others, who recorded no parity that could be repeated; "
             "export its checkpoint with: python -m export sd15"

@@ -118,6 +118,7 @@ def copy_of(run: Path, folder: Path) -> Path:
     return shutil.copytree(run, folder / "copy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vae", "diffusion"])
 def test_a_run_stopped_at_every_step_ends_with_the_same_bytes_as_one_never_stopped(
     stage: str, with_vae: Path, whole: Path, sources: Sources, tmp_path: Path
@@ -131,6 +132,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bytes_as_one_never_stopp
         assert (folder / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_may_change_until_the_rate_falls(with_vae: Path, sources: Sources, tmp_path: Path) -> None:
     def with_steps(steps: int) -> TrainConfig:
         optimizer = dataclasses.replace(CONFIG.vae.optimizer, steps=steps)

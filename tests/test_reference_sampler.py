@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from export.restore import torch_module
-from runtime.noise import noise_generator
 from runtime import Pipeline, load
+from runtime.noise import noise_generator
 from training.ddpm.sampler import guided, sample_ddim, sample_ddpm
 from training.noise_schedule import NoiseSchedule
 
