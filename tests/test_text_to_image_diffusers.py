@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from export.sd15 import export_sd15
 from runtime import load
 from runtime.noise import noise_generator
-from training.stable_diffusion.config import SD15
+from training.stable_diffusion.config import SD15, StableDiffusionConfig
 from training.stable_diffusion.tokenizer import TOKENIZER_FILE
 
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse, it's 2026", "blurry, low quality"
@@ -34,11 +34,13 @@ STEPS, GUIDANCE, SEED = 10, 7.5, 11
 LATENTS_TOLERANCE = 1e-3  # of the largest latent
 LEAST_PSNR_DB = 50.0  # of the images, which are rounded to 256 levels: 59 dB are lost to that alone
 
+
 # The tokenizer is CLIP's own, so the vocabulary is, too.
-POCKET = replace(
-    random_weights.POCKET,
-    text_encoder=replace(random_weights.POCKET.text_encoder, vocab_size=SD15.text_encoder.vocab_size),
-)
+def with_vocabulary(config: StableDiffusionConfig) -> StableDiffusionConfig:
+    return replace(config, text_encoder=replace(config.text_encoder, vocab_size=SD15.text_encoder.vocab_size))
+
+
+POCKET, SMALLEST = with_vocabulary(random_weights.POCKET), with_vocabulary(random_weights.SMALLEST)
 SCHEDULE = {key: value for key, value in checkpoint_files.SCHEDULER.items() if key != "_class_name"}
 SCHEDULERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler}
 
@@ -146,12 +148,12 @@ def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> Non
     assert psnr >= LEAST_PSNR_DB
 
 
-def pocket_networks(state: dict[str, torch.Tensor]) -> Networks:
+def small_networks(config: StableDiffusionConfig, state: dict[str, torch.Tensor]) -> Networks:
     def networks() -> tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]:
         return (
-            reference_models.reference_text_encoder(POCKET.text_encoder, part(state, "text_encoder")),
-            reference_models.reference_unet(POCKET.unet, part(state, "unet")),
-            reference_models.reference_vae(POCKET.vae, part(state, "vae")),
+            reference_models.reference_text_encoder(config.text_encoder, part(state, "text_encoder")),
+            reference_models.reference_unet(config.unet, part(state, "unet")),
+            reference_models.reference_vae(config.vae, part(state, "vae")),
         )
 
     return networks
@@ -175,11 +177,28 @@ def assert_all_drawn(networks: Networks, bundle_for: Callable[[str], Path], case
         assert_the_runtime_draws(bundle_for(case.prediction_type), case, expected)
 
 
+def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], folder: Path) -> None:
+    """Write a checkpoint of random weights, export it for each prediction type, and draw all cases both ways."""
+    state = random_weights.random_state(config)
+    checkpoint = folder / "small.safetensors"
+    save_file(checkpoint_files.original_layout(config, state), checkpoint)
+
+    @cache
+    def bundle_for(prediction_type: str) -> Path:
+        bundle = folder / prediction_type
+        export_sd15(checkpoint, bundle, config=config, prediction_type=prediction_type)
+        return bundle
+
+    with reference_models.one_thread():
+        assert_all_drawn(small_networks(config, state), bundle_for, cases)
+
+
+def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    assert_a_small_size_draws(SMALLEST, [Case("ddim"), Case("pndm")], tmp_path)
+
+
 @pytest.mark.slow
 def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
-    state = random_weights.random_state(POCKET)
-    checkpoint = tmp_path / "pocket.safetensors"
-    save_file(checkpoint_files.original_layout(POCKET, state), checkpoint)
     cases = [
         Case("ddim"),
         Case("pndm"),
@@ -188,15 +207,7 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("ddim", prediction_type="v_prediction"),
         Case("pndm", prediction_type="v_prediction", clip_skip=1),
     ]
-
-    @cache
-    def bundle_for(prediction_type: str) -> Path:
-        bundle = tmp_path / prediction_type
-        export_sd15(checkpoint, bundle, config=POCKET, prediction_type=prediction_type)
-        return bundle
-
-    with reference_models.one_thread():
-        assert_all_drawn(pocket_networks(state), bundle_for, cases)
+    assert_a_small_size_draws(POCKET, cases, tmp_path)
 
 
 @pytest.mark.full
