@@ -4,7 +4,7 @@
 #
 #   make               lint and test
 #   make demo          draw a sheet of digits, without PyTorch
-#   make quick         the tests that end within a minute together
+#   make quick         the tests that need neither long training nor many exports: some two minutes
 #   make test          all tests but those that need a full-size model or a GPU
 #   make test-full     the tests that need a full-size model
 #   make test-cuda     the tests that need an NVIDIA GPU; without one they are skipped, with the reason
