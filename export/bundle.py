@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,19 +17,14 @@ from export.errors import ExportError
 from runtime.bundle import FORMAT_VERSION, MANIFEST, open_bundle
 from runtime.errors import BundleError
 from runtime.plan import NoiseSchedule, Plan, compile_plan
+from training.paths import file_sha256
 
 # At these counts a host finds a plan ready, so that it needs no sampler code.
 PLAN_STEPS = (4, 6, 8, 10, 15, 20, 30, 50)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def describe_file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "size": path.stat().st_size, "sha256": digest(path)}
+    return {"file": path.name, "size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def default_plans(schedule: NoiseSchedule, sampler: str, default_steps: int, **options: Any) -> dict[str, Plan]:

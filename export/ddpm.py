@@ -15,7 +15,6 @@ from export.bundle import (
     check_name,
     default_plans,
     describe_schedule,
-    digest,
     exporter_versions,
     write_manifest,
 )
@@ -31,6 +30,7 @@ from training.ddpm.checkpoint import load_model
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import ClassConditionalUNet
 from training.ddpm.sampler import guided, sample_ddim
+from training.paths import file_sha256
 
 FAMILY = "class-conditional-ddpm"
 DEFAULT_SAMPLER, DEFAULT_STEPS, DEFAULT_GUIDANCE = "ddim", 50, 3.0
@@ -56,7 +56,7 @@ def open_checkpoint(path: Path, licence: str) -> Checkpoint:
     """
     before = fingerprints(path)
     network, config, metadata = load_model(path)
-    sha256 = digest(path)
+    sha256 = file_sha256(path)
     check_unchanged(before)
     training: dict[str, Any] = {"config": dataclasses.asdict(config), "dataset_sha256": metadata.get("dataset_sha256")}
     training |= {key: int(metadata[key]) for key in ("step", "total_steps") if metadata.get(key, "").isdecimal()}

@@ -157,18 +157,43 @@ def load_graph(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     Raises:
         ExportError: ONNX Runtime does not take the file; and the function raises it when its inputs are not taken.
     """
+    names, run = open_session(str(path), path.name, session_options())
+    return lambda inputs: dict(zip(names, run(inputs), strict=True))
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """ONNX Runtime's defaults, but that it speaks of errors only."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
+    return options
+
+
+def open_session(
+    graph: str | bytes, name: str, options: onnxruntime.SessionOptions
+) -> tuple[list[str], Callable[[Mapping[str, Array]], list[Array]]]:
+    """Open a graph on the CPU.
+
+    Args:
+        graph: its path, or the model itself.
+        name: what messages call it.
+        options: of the session.
+
+    Returns:
+        The names of its outputs, and a function from the inputs by name to the outputs in order.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the graph; and the function raises it when its inputs are not taken.
+    """
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise ExportError(f"{path.name} does not load in ONNX Runtime: {one_line(error)}") from error
-    names = [output.name for output in session.get_outputs()]
+        raise ExportError(f"{name} does not load in ONNX Runtime: {one_line(error)}") from error
 
-    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(inputs: Mapping[str, Array]) -> list[Array]:
         try:
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            outputs: list[Array] = session.run(None, dict(inputs))
         except Exception as error:  # as above
-            raise ExportError(f"{path.name} fails in ONNX Runtime: {one_line(error)}") from error
+            raise ExportError(f"{name} fails in ONNX Runtime: {one_line(error)}") from error
+        return outputs
 
-    return run
+    return [output.name for output in session.get_outputs()], run

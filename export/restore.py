@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from export import ddpm, sd15
-from export.bundle import digest
 from export.errors import ExportError
 from export.graphs import GraphSpec, class_conditional_unet
 from export.sd15_graphs import SPECS, modules
@@ -22,6 +21,7 @@ from training import configuration
 from training.checkpoint import fill, one_line
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import ClassConditionalUNet
+from training.paths import file_sha256
 from training.stable_diffusion.checkpoint.networks import without_weights
 from training.stable_diffusion.config import StableDiffusionConfig
 
@@ -133,7 +133,7 @@ def numbers(constant: ir.TensorProtocol, path: Path, name: str) -> npt.NDArray[A
 def verify(bundle: Bundle, file: File) -> None:
     """Compare a file's SHA-256 with the manifest's, without holding the file in memory."""
     path = bundle.path(file)
-    if digest(path) != file.sha256:
+    if file_sha256(path) != file.sha256:
         raise ExportError(
             f"{path} does not have the SHA-256 of the manifest; it was altered or damaged: export it again"
         )

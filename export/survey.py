@@ -36,11 +36,11 @@ import onnxruntime
 from onnx_ir.passes import common
 
 from export.errors import ExportError
+from export.parity import open_session, session_options
 from training.checkpoint import one_line
 
 Array = npt.NDArray[Any]
 
-ERRORS_ONLY = 3  # of ONNX Runtime's log severities
 # Attention masks are minus infinity, or else the lowest float32 for want of it. That these are beyond fp16 is no
 # overflow: cast to it they still hide what they hide.
 MASK = float(np.finfo(np.float32).min) / 2
@@ -193,23 +193,14 @@ def open_graph(model: ir.Model, path: Path) -> Callable[[Mapping[str, Array]], l
     Raises:
         ExportError: ONNX Runtime does not take the graph; and the function raises it when its inputs are not taken.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.disable_prepacking", "1")  # which would hold the weights twice
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         proto = ir.serde.serialize_model(model).SerializeToString()
-        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+    except Exception as error:  # those of protobuf and onnx_ir have no base class in common
         raise ExportError(f"{path.name} does not load in ONNX Runtime: {one_line(error)}") from error
-
-    def run(inputs: Mapping[str, Array]) -> list[Array]:
-        try:
-            outputs: list[Array] = session.run(None, dict(inputs))
-        except Exception as error:  # as above
-            raise ExportError(f"{path.name} fails in ONNX Runtime: {one_line(error)}") from error
-        return outputs
-
+    _, run = open_session(proto, path.name, options)
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import CheckpointError
-from training.paths import exists
+from training.paths import exists, file_sha256
 from training.stable_diffusion.checkpoint import hub
 from training.stable_diffusion.checkpoint.contents import Contents, Layout
 from training.stable_diffusion.checkpoint.diffusers_folder import read_folder, read_vae_folder
@@ -150,11 +150,6 @@ def with_scheduler(
         return replace(config, scheduler=replace(config.scheduler, **changes))
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_sha256(paths: Sequence[Path]) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import CheckpointError
-from training.stable_diffusion.checkpoint.load import StableDiffusion, file_sha256
+from training.paths import file_sha256
+from training.stable_diffusion.checkpoint.load import StableDiffusion
 from training.stable_diffusion.lora.factors import difference
 from training.stable_diffusion.lora.names import Layer, file_names, find_layers
 from training.stable_diffusion.lora.read import Change, read_lora

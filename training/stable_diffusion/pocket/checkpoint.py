@@ -7,7 +7,6 @@ the published layout, as all tools read it, whose metadata holds its sizes and t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -65,8 +64,3 @@ def write_model(
     names = original_names(config, state)
     facts = {CONFIG_KEY: configuration.to_json(config), KNOWN_WORDS_KEY: json.dumps(known_words())}
     checkpoint.write(path, MODEL, {names[key]: tensor for key, tensor in state.items()}, {**metadata, **facts})
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

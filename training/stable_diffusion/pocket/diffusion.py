@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.ddpm.diffusion import gather
+from training.paths import file_sha256
 from training.randomness import array_generator, generator
 from training.stable_diffusion.config import SchedulerConfig, StableDiffusionConfig
 from training.stable_diffusion.pocket import checkpoint, tokens
@@ -62,7 +63,7 @@ class DiffusionStage:
         self.config, self.device, self.optimizer = config, device, config.diffusion.optimizer
         vae_file, self.model_file = folder / checkpoint.VAE_NAME, folder / checkpoint.MODEL_NAME
         self.vae = checkpoint.load_vae(vae_file, config).to(device)
-        self.inputs = hashlib.sha256(f"{sources.sha256} {checkpoint.file_sha256(vae_file)}".encode()).hexdigest()
+        self.inputs = hashlib.sha256(f"{sources.sha256} {file_sha256(vae_file)}".encode()).hexdigest()
         torch.manual_seed(config.seed)
         self.network = Denoiser(config.model)
         initialise(self.network)
