@@ -25,6 +25,17 @@ def ctrl_c_is_heard() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """With more, threads wait for each other longer than small networks compute, on a machine that is busy."""
+    import torch  # most tests need no PyTorch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def mnist_sample_file() -> Path:
     """The committed digits as a file, in the layout that ``python -m training ddpm --dataset FILE.npz`` reads."""

@@ -112,16 +112,20 @@ def export(
 IMAGE = ["batch", "channels", "height", "width"]
 
 
-def write_diffusers(folder: Path, networks: Reference) -> Path:
-    """As ``convert_stable_diffusion_checkpoint_to_onnx.py`` leaves a folder."""
-    length, dim = CONFIG.text_encoder.max_position_embeddings, CONFIG.unet.cross_attention_dim
+def export_text_encoder(folder: Path, networks: Reference, ids: torch.dtype, axes: list[str]) -> None:
     export(
         folder / "text_encoder/model.onnx",
         Call(networks.text_encoder, lambda network, ids: tuple(network(input_ids=ids, return_dict=False))),
-        {"input_ids": torch.ones(1, length, dtype=torch.int32)},
+        {"input_ids": torch.ones(1, CONFIG.text_encoder.max_position_embeddings, dtype=ids)},
         ["last_hidden_state", "pooler_output"],
-        {"input_ids": ["batch", "sequence"]},
+        {"input_ids": axes},
     )
+
+
+def write_diffusers(folder: Path, networks: Reference) -> Path:
+    """As ``convert_stable_diffusion_checkpoint_to_onnx.py`` leaves a folder."""
+    length, dim = CONFIG.text_encoder.max_position_embeddings, CONFIG.unet.cross_attention_dim
+    export_text_encoder(folder, networks, torch.int32, ["batch", "sequence"])
     export(
         folder / "unet/model.onnx",
         Call(networks.unet, lambda network, *inputs: network(*inputs, return_dict=False)[0]),
@@ -149,13 +153,7 @@ def write_diffusers(folder: Path, networks: Reference) -> Path:
 def write_optimum(folder: Path, networks: Reference) -> Path:
     """As ``optimum-cli export onnx`` leaves a folder."""
     length, dim = CONFIG.text_encoder.max_position_embeddings, CONFIG.unet.cross_attention_dim
-    export(
-        folder / "text_encoder/model.onnx",
-        Call(networks.text_encoder, lambda network, ids: tuple(network(input_ids=ids, return_dict=False))),
-        {"input_ids": torch.ones(1, length, dtype=torch.int64)},
-        ["last_hidden_state", "pooler_output"],
-        {"input_ids": ["batch_size", "sequence_length"]},
-    )
+    export_text_encoder(folder, networks, torch.int64, ["batch_size", "sequence_length"])
     export(
         folder / "unet/model.onnx",
         Call(networks.unet, lambda network, *inputs: network(*inputs, return_dict=False)[0]),

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import distributed_probe as probe
@@ -26,7 +25,8 @@ from torch import Tensor
 from training.ddpm import checkpoint
 from training.ddpm.diffusion import training_loss
 
-pytestmark = pytest.mark.slow
+# One thread, as in the two processes: sums are split by threads, and their last digits come out by that.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,15 +49,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out, err
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the two processes: sums are split by threads, and their last digits come out by that."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
