@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-Configuration = TypeVar("Configuration")
+T = TypeVar("T")
 
 # A JSON number without a fraction may stand for a float; nothing else passes for another type, true and false least of
 # all.
@@ -22,7 +22,7 @@ def to_json(configuration: Any) -> str:
     return json.dumps(dataclasses.asdict(configuration), sort_keys=True)
 
 
-def from_json(kind: type[Configuration], text: str) -> Configuration:
+def from_json(kind: type[T], text: str) -> T:
     """Read what ``to_json`` wrote.
 
     Raises:
@@ -36,7 +36,7 @@ def from_json(kind: type[Configuration], text: str) -> Configuration:
     return build(kind, fields)
 
 
-def build(kind: type[Configuration], fields: object) -> Configuration:
+def build(kind: type[T], fields: object) -> T:
     """A dataclass from a parsed JSON object, nested ones included."""
     hints = typing.get_type_hints(kind)
     if not isinstance(fields, dict) or fields.keys() != hints.keys():
@@ -65,3 +65,20 @@ def difference(theirs: Any, mine: Any) -> str:
         for name, there, here in pairs
         if there != here
     )
+
+
+class Configuration:
+    """A dataclass that travels in a checkpoint's metadata."""
+
+    def to_json(self) -> str:
+        """The configuration as it stands there."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: not JSON, or not the fields of this class.
+        """
+        return from_json(cls, text)

@@ -40,7 +40,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(configuration.Configuration):
     """What fixes a trained classifier, bit for bit on one machine.
 
     Attributes:
@@ -80,16 +80,3 @@ class ClassifierConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to {most}")
         if not 0 <= self.max_scaling < 1:
             raise ValueError(f"max_scaling is {self.max_scaling}; it must be at least 0 and below 1")
-
-    def to_json(self) -> str:
-        """The configuration as it stands in a checkpoint's metadata."""
-        return configuration.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> ClassifierConfig:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: not JSON, or not the fields of this class.
-        """
-        return configuration.from_json(cls, text)

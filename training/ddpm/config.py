@@ -11,7 +11,7 @@ from training.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(configuration.Configuration):
     """What fixes a trained model, bit for bit on one machine: the same configuration gives the same weights.
 
     Attributes:
@@ -56,19 +56,6 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed_precision {self.mixed_precision!r} is unknown; choose no or bf16")
-
-    def to_json(self) -> str:
-        """The configuration as it stands in a checkpoint's metadata."""
-        return configuration.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainConfig:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: not JSON, or not the fields of this class.
-        """
-        return configuration.from_json(cls, text)
 
 
 def paper(dataset: str, model: UNetConfig) -> TrainConfig:

@@ -145,7 +145,7 @@ class DiffusionTraining:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(configuration.Configuration):
     """What fixes a trained model, bit for bit on one machine: the same configuration gives the same weights.
 
     Attributes:
@@ -163,19 +163,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2^64")
-
-    def to_json(self) -> str:
-        """The configuration as it stands in a checkpoint's metadata."""
-        return configuration.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainConfig:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: not JSON, or not the fields of this class.
-        """
-        return configuration.from_json(cls, text)
 
 
 def pocket() -> TrainConfig:
