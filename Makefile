@@ -16,7 +16,7 @@
 # Variables, given after the target:
 #
 #   PYTHON=python3.12                the Python to make environments with, 3.11 or later
-#   PYTEST_FLAGS='-k plan -x'        more arguments for pytest
+#   PYTEST_FLAGS='-k plan -x'        more arguments for pytest; '-n 0' runs the tests in one process, for a debugger
 #   BENCH_FLAGS='--size 256x256'     more arguments for the benchmark at full size
 #   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. The tests need no more than its CPU build, a
 #                                    tenth of the CUDA build, which pip takes by itself on Linux with x86-64 unless it
@@ -28,6 +28,10 @@ TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+
+# One process of tests for each core, since most of an export is Python in one thread. The tests of a file stay together,
+# because they share what is costly to make; the files keep their order, in which slow ones come first.
+PARALLEL := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 DEMO := .venv/demo
 TEST := .venv/test
@@ -81,10 +85,10 @@ demo: $(DEMO)/.ready
 	@echo "make demo: the sheet is $(CURDIR)/demo.png, a row for each digit"
 
 quick: $(TEST)/.ready
-	$(TEST)/bin/python -m pytest -m 'not slow and not full and not cuda' $(PYTEST_FLAGS)
+	$(TEST)/bin/python -m pytest -m 'not slow and not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)
 
 test: $(TEST)/.ready
-	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PYTEST_FLAGS)
+	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)
 
 # $(call marked,FOLDER,MARK) runs the tests with a mark. Where no test has it pytest ends with status 5: no failure.
 define marked

@@ -15,6 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if WORKERS > 1:
+    # The workers share the cores: with a thread for each core in every worker, threads of one would wait for another's.
+    # torch reads this when it is imported, and so does every process that a test starts.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
 MNIST_SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 
@@ -92,6 +98,12 @@ def missing_for_cuda() -> str | None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "needs ONNX Runtime for CUDA, which `make test-cuda` installs"
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left alone with a long one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
