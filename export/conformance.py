@@ -49,6 +49,12 @@ def question(spec: GraphSpec) -> Question:
     return ({name: x.numpy() for name, x in inputs.items()}, {name: x.numpy() for name, x in outputs.items()})
 
 
+def to_uint8(image: torch.Tensor) -> Array:
+    """Pixels uint8 (B, H, W, C) of an image in [-1, 1], (B, C, H, W). Halves are rounded to even."""
+    levels = ((image.double() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
 class Conformance:
     """The cases and tensors of one conformance file, as they are collected."""
 

@@ -18,7 +18,7 @@ from export.bundle import (
     exporter_versions,
     write_manifest,
 )
-from export.conformance import Array, Conformance
+from export.conformance import Array, Conformance, to_uint8
 from export.graph_writer import GraphWriter
 from export.graphs import class_conditional_unet
 from export.staging import replacing
@@ -128,8 +128,7 @@ def reference_picture(checkpoint: Checkpoint, plan: Plan, class_labels: list[int
     predict = guided(checkpoint.network, torch.tensor(class_labels), model.num_classes, DEFAULT_GUIDANCE)
     timesteps = [int(timestep) for timestep in plan.timesteps]
     *_, sample = sample_ddim(predict, checkpoint.config.schedule, torch.from_numpy(np.stack(draws)), timesteps)
-    image = ((sample.double() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)  # round goes half to even
-    return sample.numpy(), image.permute(0, 2, 3, 1).numpy()
+    return sample.numpy(), to_uint8(sample)
 
 
 def add_cases(conformance: Conformance, checkpoint: Checkpoint, plans: dict[str, Plan]) -> None:

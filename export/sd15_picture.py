@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.conformance import PICTURE_TOLERANCE, Array, Conformance
+from export.conformance import PICTURE_TOLERANCE, Array, Conformance, to_uint8
 from export.tokenizer import TextTokenizer
 from runtime.noise import noise_generator
 from runtime.plan import Plan
@@ -93,8 +93,7 @@ def draw(model: StableDiffusion, tokenizer: TextTokenizer, timesteps: list[int],
         final_alpha_cumprod=scheduler.final_alpha_cumprod,
     )
     decoded = model.vae.decode(sample / vae.scaling_factor)
-    image = ((decoded.double() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)  # round goes half to even
-    return Picture(sample.numpy(), image.permute(0, 2, 3, 1).contiguous().numpy())
+    return Picture(sample.numpy(), to_uint8(decoded))
 
 
 def text_guided(

@@ -6,8 +6,10 @@ Nothing is pickled, so a checkpoint from a stranger can be opened.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,13 +23,17 @@ from training.paths import exists
 __all__ = [
     "CheckpointError",
     "Kind",
-    "fill",
     "load_optimizer_tensors",
     "one_line",
+    "open_model",
     "optimizer_tensors",
     "read",
     "write",
 ]
+
+
+Config = TypeVar("Config")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,33 @@ def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """
     model.load_state_dict(tensors, assign=True)
     model.float()
+
+
+def open_model(
+    path: Path, kind: Kind, from_json: Callable[[str], Config], build: Callable[[Config], Model]
+) -> tuple[Model, Config, dict[str, str]]:
+    """Open a model in evaluation mode, with the configuration it was trained with and all metadata.
+
+    Args:
+        path: the checkpoint.
+        kind: that it must be of.
+        from_json: what reads its configuration.
+        build: what makes the model of it.
+
+    Raises:
+        CheckpointError: as ``read``, or the tensors do not fit the configuration.
+    """
+    tensors, metadata = read(path, kind)
+    try:
+        config = from_json(metadata["config"])
+        with torch.device("meta"):
+            model = build(config)
+        fill(model, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the model that its configuration describes: {one_line(error)}"
+        ) from error
+    return model.eval(), config, metadata
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from training import checkpoint
 from training.classifier.config import ClassifierConfig
 from training.classifier.model import Classifier
-from training.errors import CheckpointError
 
 CLASSIFIER = checkpoint.Kind(
     format="diffusion-anywhere/classifier/1",
@@ -33,14 +30,7 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierConfig]:
     Raises:
         CheckpointError: not there, damaged, of another kind, or its tensors do not fit its configuration.
     """
-    tensors, metadata = checkpoint.read(path, CLASSIFIER)
-    try:
-        config = ClassifierConfig.from_json(metadata["config"])
-        with torch.device("meta"):
-            model = Classifier(config.network)
-        checkpoint.fill(model, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} does not hold the classifier that its configuration describes: {checkpoint.one_line(error)}"
-        ) from error
-    return model.eval(), config
+    model, config, _ = checkpoint.open_model(
+        path, CLASSIFIER, ClassifierConfig.from_json, lambda config: Classifier(config.network)
+    )
+    return model, config

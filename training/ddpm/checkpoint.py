@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from training import checkpoint
@@ -40,14 +39,4 @@ def load_model(path: Path) -> tuple[ClassConditionalUNet, TrainConfig, dict[str,
     Raises:
         CheckpointError: as ``read``, or the tensors do not fit the configuration.
     """
-    tensors, metadata = read(path)
-    try:
-        config = TrainConfig.from_json(metadata["config"])
-        with torch.device("meta"):
-            model = ClassConditionalUNet(config.model)
-        checkpoint.fill(model, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} does not hold the model that its configuration describes: {checkpoint.one_line(error)}"
-        ) from error
-    return model.eval(), config, metadata
+    return checkpoint.open_model(path, DDPM, TrainConfig.from_json, lambda config: ClassConditionalUNet(config.model))

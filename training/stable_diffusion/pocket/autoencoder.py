@@ -137,7 +137,6 @@ def standardise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """
     channels = len(mean)
     before, after = vae.quant_conv.state_dict(), vae.post_quant_conv.state_dict()  # views of the weights
-    channels = len(mean)
     before["weight"][:channels] /= std[:, None, None, None]
     before["bias"][:channels] = (before["bias"][:channels] - mean) / std
     before["bias"][channels:] -= 2 * std.log()  # of the log-variances
