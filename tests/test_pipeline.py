@@ -57,14 +57,15 @@ def test_the_loop_is_ddim_by_hand(pipeline: ClassToImage, guidance: float, eta: 
     np.testing.assert_allclose(result.sample, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_picture_does_not_depend_on_its_batch(pipeline: ClassToImage, sampler: str) -> None:
-    labels = [0, 1, 2, 1, 0]
-    together = pipeline(labels, seed=5, sampler=sampler, num_inference_steps=20)
+@pytest.mark.parametrize("rng", ["philox", "torch"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_does_not_depend_on_its_batch(pipeline: ClassToImage, sampler: str, rng: str) -> None:
+    labels, settings = [0, 1, 2, 1, 0], {"sampler": sampler, "num_inference_steps": 6, "rng": rng}
+    together = pipeline(labels, seed=5, **settings)
     for batch_size in (1, 2, 3):
-        apart = pipeline(labels, seed=5, sampler=sampler, num_inference_steps=20, batch_size=batch_size)
+        apart = pipeline(labels, seed=5, batch_size=batch_size, **settings)
         assert apart.sample.tobytes() == together.sample.tobytes()
-    alone = pipeline(1, seed=8, sampler=sampler, num_inference_steps=20)
+    alone = pipeline(1, seed=8, **settings)
     assert alone.sample.tobytes() == together.sample[3:4].tobytes()
 
 
