@@ -8,9 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
-from runtime.plan import Float64
+from runtime.plan import Float64, Plan
 
 Float32 = npt.NDArray[np.float32]
+
+
+def first_sample(plan: Plan, noise: Float32, original_sample: Float32 | None) -> Float32:
+    """x_0 of a batch, float32 (B, C, H, W), from its noise, and the image (C, H, W) to begin at if there is one."""
+    drawn = noise.astype(np.float64)
+    if original_sample is None:
+        return (plan.initial_scale * drawn).astype(np.float32)
+    signal_scale, noise_scale = float(plan.signal_scales[0]), float(plan.noise_scales[0])
+    started: Float32 = (signal_scale * original_sample.astype(np.float64) + noise_scale * drawn).astype(np.float32)
+    return started
 
 
 def combine(weights: Float64, terms: Sequence[Float32 | None]) -> Float32:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
 
 from runtime.bundle import Bundle, ClassConditioning, Pixels
 from runtime.errors import RequestError
@@ -15,6 +16,7 @@ from runtime.networks import Networks
 from runtime.noise import image_seed
 from runtime.pipeline import Conditioning, Pipeline, Progress
 from runtime.result import Result
+from runtime.source_image import ImageInput, fit, open_image, to_sample
 
 Int64 = npt.NDArray[np.int64]
 
@@ -42,6 +44,7 @@ class ClassToImage(Pipeline):
         *,
         width: int | None = None,
         height: int | None = None,
+        image: ImageInput | None = None,
         progress: Progress | None = None,
         **settings: Any,
     ) -> Result:
@@ -50,6 +53,8 @@ class ClassToImage(Pipeline):
         Args:
             class_labels: 0 .. num_classes - 1, or num_classes for no class.
             width, height: pixels; a model of pixels has but one size.
+            image: to begin at instead of noise alone, see ``open_image``; ``strength`` in ``settings`` says how much
+                of it changes, from 0 to 1 (default 0.8).
             progress: called with (rows done, rows in all) after each row.
             settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 32) and plan, as
                 ``Pipeline.settings`` takes them, and options of the sampler.
@@ -58,12 +63,15 @@ class ClassToImage(Pipeline):
             RequestError: an argument is out of range; nothing has been computed then.
         """
         labels = self.check_labels(class_labels)
-        self.check_size(width, height)
-        chosen = self.settings(DEFAULT_BATCH_SIZE, **settings)
+        opened = None if image is None else open_image(image)
+        size = self.check_size(width, height, opened)
+        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
+        begin = None if opened is None else fit(opened, *size)
+        original = None if begin is None else to_sample(begin, self.pixels.channels)
         seeds = tuple(image_seed(chosen.seed, k) for k in range(len(labels)))
-        sample = self.sample(self.encode(labels), chosen, seeds, self.shape, progress)
+        sample = self.sample(self.encode(labels), chosen, seeds, self.shape, progress, original)
         conditions = tuple({"class_label": label} for label in labels.tolist())
-        return Result(to_uint8(sample), sample, seeds, conditions, self.metadata(chosen))
+        return Result(to_uint8(sample), sample, seeds, conditions, self.metadata(chosen, begin))
 
     def encode(self, class_labels: Int64) -> Conditioning:
         """What the U-Net is told of labels, int64 (B,)."""
@@ -84,8 +92,9 @@ class ClassToImage(Pipeline):
             )
         return labels.astype(np.int64)
 
-    def check_size(self, width: int | None, height: int | None) -> None:
+    def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
         own = (self.pixels.width, self.pixels.height)
         asked = (own[0] if width is None else width, own[1] if height is None else height)
         if asked != own:
             raise RequestError(f"{self.bundle.name} draws {own[0]}x{own[1]} pixels only, not {asked[0]}x{asked[1]}")
+        return own

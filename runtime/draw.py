@@ -26,6 +26,7 @@ from runtime.pipeline import Pipeline
 from runtime.plan_arguments import add_plan_arguments, plan_settings
 from runtime.prompt import shortened
 from runtime.result import Result, image_paths
+from runtime.source_image import open_image
 
 BAR_WIDTH = 30
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
@@ -76,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rng", choices=sorted(GENERATORS), default="philox", help="noise generator (default: %(default)s)"
     )
     parser.add_argument("--guidance-scale", type=float, help="1 is off (default: the model's)")
+    group = parser.add_argument_group("image to image")
+    group.add_argument("--image", type=Path, metavar="FILE", help="begin at this picture instead of noise alone")
+    group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8)")
     add_plan_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help=".png, .webp or .jpg, or .npz for arrays")
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
@@ -141,6 +145,20 @@ def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[lis
         if value is not None:
             raise RequestError(f"{bundle.name} draws classes and takes no text; leave out {name}, or choose a --model")
     return parse_labels("0" if arguments.label is None else arguments.label, bundle.conditioning), size
+
+
+def image_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The image to begin at, opened, and its strength, where they are given.
+
+    Raises:
+        RequestError: the file is no picture, or there is a strength without one.
+    """
+    if arguments.image is None:
+        if arguments.strength is not None:
+            raise RequestError(f"--strength {arguments.strength:g} says how much of an --image changes; give one")
+        return {}
+    strength = {} if arguments.strength is None else {"strength": arguments.strength}
+    return {"image": open_image(arguments.image)} | strength
 
 
 def check_output(arguments: argparse.Namespace, count: int, columns: int, width: int, height: int) -> list[Path]:
@@ -209,8 +227,8 @@ def draw(arguments: argparse.Namespace) -> int:
     wanted, settings = what_to_draw(arguments, pipeline)
     total = len(wanted) * arguments.count
     columns = arguments.count if len(wanted) > 1 else math.ceil(math.sqrt(total))
-    defaults = pipeline.bundle.defaults
-    size = settings.get("width", defaults.width), settings.get("height", defaults.height)
+    settings |= image_settings(arguments)
+    size = pipeline.check_size(settings.get("width"), settings.get("height"), settings.get("image"))
     paths = check_output(arguments, total, columns, *size)
     settings |= plan_settings(arguments)
     print(pipeline.provider_reason, flush=True)

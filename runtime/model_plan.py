@@ -38,14 +38,14 @@ def plan_sha256(plan: Plan) -> str:
     return hashlib.sha256(f"{json.dumps(plan.to_json())}\n".encode()).hexdigest()
 
 
-def check_plan(bundle: Bundle, plan: Plan) -> None:
-    """Refuse a plan that was made for another model, or for another request than to draw from noise alone.
+def check_plan(bundle: Bundle, plan: Plan, from_image: bool = False) -> None:
+    """Refuse a plan that was made for another model, or that begins at an image where there is none.
 
     Raises:
         RequestError: the network predicts something else, or was trained with other noise at the plan's timesteps.
     """
     own_type = bundle.noise_schedule.prediction_type
-    if plan.options.get("strength", 1) != 1:
+    if plan.options.get("strength", 1) != 1 and not from_image:
         raise RequestError(f"the plan begins at an image (strength {plan.options['strength']}), and there is none")
     if plan.prediction_type != own_type:
         raise RequestError(f"the plan is for {plan.prediction_type} models; {bundle.name} predicts {own_type}")

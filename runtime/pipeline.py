@@ -8,6 +8,7 @@ its arguments. A pipeline holds no state between calls but the graphs it has loa
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
 
-from runtime.arithmetic import clip_original, combine, guided
+from runtime.arithmetic import clip_original, combine, first_sample, guided
 from runtime.bundle import Bundle
 from runtime.engine import import_engine
 from runtime.errors import RequestError
@@ -32,6 +34,7 @@ from runtime.session import Array, Session, as_inputs
 
 Float32 = npt.NDArray[np.float32]
 
+DEFAULT_STRENGTH = 0.8
 HISTORY = 4  # samples and outputs that a row may look back on, its own included
 Progress = Callable[[int, int], None]
 
@@ -82,6 +85,7 @@ class Settings:
     rng: str
     batch_size: int
     plan_sha256: str | None  # of a plan that was given
+    untouched: bool = False  # strength 0: the image to begin at stays as it is, and the plan is not walked
 
 
 class Pipeline(ABC):
@@ -93,6 +97,14 @@ class Pipeline(ABC):
     @abstractmethod
     def __call__(self, *conditions: Any, **settings: Any) -> Result:
         """Draw."""
+
+    @abstractmethod
+    def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
+        """Width and height in pixels, with what was not said filled in: from the image to begin at, or by default.
+
+        Raises:
+            RequestError: the model draws no such size.
+        """
 
     def plan(self, sampler: str | None = None, num_inference_steps: int | None = None, **options: Any) -> Plan:
         """Compile a plan for this model; what is not said is the bundle's default.
@@ -111,6 +123,7 @@ class Pipeline(ABC):
         seed: int | None = None,
         rng: str = "philox",
         batch_size: int | None = None,
+        from_image: bool = False,
         **plan_options: Any,
     ) -> Settings:
         """Fill in the defaults of a request, and check it.
@@ -123,21 +136,29 @@ class Pipeline(ABC):
             seed: of the first image; image k has seed + k. Without it one is drawn.
             rng: "philox" or "torch".
             batch_size: images evaluated together. It changes time and memory, never a picture.
+            from_image: whether there is an image to begin at. Then ``strength`` is among the options, the share of the
+                steps that are taken; without it, and without a plan, 0.8. With 0 the image is only encoded and decoded.
 
         Raises:
             RequestError: an argument is out of range.
         """
         if plan is not None and plan_options:
             raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
+        if from_image and plan is None:
+            plan_options = {"strength": DEFAULT_STRENGTH} | plan_options
+        untouched = from_image and plan_options.get("strength") == 0
+        if untouched:
+            del plan_options["strength"]
         given, plan = plan, self.plan(**plan_options) if plan is None else plan
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
         seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)
         batch_size = default_batch_size if batch_size is None else batch_size
         check_whole("batch_size", batch_size, least=1)
-        self.check(plan, guidance, rng)
-        return Settings(plan, guidance, seed, rng, batch_size, None if given is None else plan_sha256(given))
+        self.check(plan, guidance, rng, from_image)
+        sha256 = None if given is None else plan_sha256(given)
+        return Settings(plan, guidance, seed, rng, batch_size, sha256, untouched)
 
-    def check(self, plan: Plan, guidance_scale: float, rng: str) -> None:
+    def check(self, plan: Plan, guidance_scale: float, rng: str, from_image: bool = False) -> None:
         """Refuse what cannot be sampled, before anything is.
 
         Raises:
@@ -149,7 +170,7 @@ class Pipeline(ABC):
             raise RequestError(f"guidance_scale is {guidance_scale}; it must be a finite number (1 is off)")
         if not isinstance(rng, str) or rng not in GENERATORS:
             raise RequestError(f"rng {rng!r} is unknown; choose {', '.join(GENERATORS)}")
-        check_plan(self.bundle, plan)
+        check_plan(self.bundle, plan, from_image)
 
     def sample(
         self,
@@ -158,15 +179,18 @@ class Pipeline(ABC):
         seeds: Sequence[int],
         shape: tuple[int, ...],
         progress: Progress | None = None,
+        original_sample: Float32 | None = None,
     ) -> Float32:
-        """The last x of each image, float32 (images, C, H, W), drawn in batches."""
+        """The last x of each image, float32 (images, C, H, W), drawn in batches; the arguments are ``denoise``'s."""
+        if settings.untouched and original_sample is not None:
+            return np.repeat(original_sample[None], len(seeds), axis=0)
         sample = np.empty((len(seeds), *shape), np.float32)
         rows = len(settings.plan) * -(-len(seeds) // settings.batch_size)
         done = 0
         for begin in range(0, len(seeds), settings.batch_size):
             chosen = slice(begin, begin + settings.batch_size)
             sampler = settings.plan, settings.guidance_scale, seeds[chosen], settings.rng
-            for step in self.denoise(conditioning[chosen], *sampler, shape):
+            for step in self.denoise(conditioning[chosen], *sampler, shape, original_sample):
                 sample[chosen] = step.sample
                 done += 1
                 if progress:
@@ -181,6 +205,7 @@ class Pipeline(ABC):
         seeds: Sequence[int],
         rng: str,
         shape: tuple[int, ...],
+        original_sample: Float32 | None = None,
     ) -> Iterator[Step]:
         """Walk the plan for one batch, yielding after every row; to stop, stop asking.
 
@@ -191,16 +216,18 @@ class Pipeline(ABC):
             seeds: one for each image, (B,).
             rng: "philox" or "torch".
             shape: of one sample, (C, H, W).
+            original_sample: where to begin instead of at noise alone, float32 (C, H, W): an image, or its latents. The
+                plan says how much noise is added to it.
 
         Raises:
             RequestError: an argument is out of range, or the sample ceased to be finite.
         """
-        self.check(plan, guidance_scale, rng)
+        self.check(plan, guidance_scale, rng, original_sample is not None)
         unet = self.networks.session("unet")
         generators = [noise_generator(rng, seed) for seed in seeds]
         samples: deque[Float32] = deque(maxlen=HISTORY)
         outputs: deque[Float32] = deque(maxlen=HISTORY)
-        samples.appendleft((plan.initial_scale * draw(generators, shape).astype(np.float64)).astype(np.float32))
+        samples.appendleft(first_sample(plan, draw(generators, shape), original_sample))
         for i in range(len(plan)):
             scale = 1 + float(plan.guidance[i]) * (guidance_scale - 1)
             output = self.predict(unet, samples[0], float(plan.timesteps[i]), conditioning, scale, plan)
@@ -230,9 +257,15 @@ class Pipeline(ABC):
             uncond, cond = np.split(both, 2)
         return guided(uncond, cond, scale, plan.guidance_rescale)
 
-    def metadata(self, settings: Settings) -> dict[str, Any]:
-        """What made a picture, as JSON values; ``plan_sha256`` is there for a plan that was given."""
+    def metadata(self, settings: Settings, image: Image | None = None) -> dict[str, Any]:
+        """What made a picture, as JSON values.
+
+        ``plan_sha256`` is there for a plan that was given, ``image_sha256`` for an image to begin at: of its pixels,
+        8 bits each, row by row, red, green and blue, at the size that was drawn.
+        """
         given = {} if settings.plan_sha256 is None else {"plan_sha256": settings.plan_sha256}
+        if image is not None:
+            given["image_sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
         return given | {
             "bundle": self.bundle.name,
             "bundle_sha256": self.bundle.sha256,
@@ -240,7 +273,7 @@ class Pipeline(ABC):
             "low_memory": self.networks.low_memory,
             "sampler": settings.plan.sampler,
             "num_inference_steps": settings.plan.num_inference_steps,
-            "options": dict(settings.plan.options),
+            "options": dict(settings.plan.options) | ({"strength": 0} if settings.untouched else {}),
             "guidance_scale": settings.guidance_scale,
             "rng": settings.rng,
             "provider": self.networks.provider,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
 
 from runtime.bundle import Bundle, Latents, TextConditioning
 from runtime.errors import RequestError
@@ -23,7 +24,8 @@ from runtime.pipeline import Conditioning, Pipeline, Progress
 from runtime.prompt import PromptTokenizer, check_text
 from runtime.result import Result
 from runtime.session import as_inputs
-from runtime.vae import Tiling, decode
+from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.vae import Tiling, decode, encode
 
 Float32 = npt.NDArray[np.float32]
 
@@ -60,6 +62,7 @@ class TextToImage(Pipeline):
         height: int | None = None,
         num_images_per_prompt: int = 1,
         clip_skip: int | None = None,
+        image: ImageInput | None = None,
         progress: Progress | None = None,
         **settings: Any,
     ) -> Result:
@@ -68,10 +71,13 @@ class TextToImage(Pipeline):
         Args:
             prompt: one or several; images of the same prompt follow each other.
             negative_prompt: what guidance leads away from; one for all, or one for each prompt. None is the empty one.
-            width, height: pixels, multiples of the latents' factor; without them the bundle's defaults.
+            width, height: pixels, multiples of the latents' factor; without them those of ``image``, cut to such
+                multiples, or the bundle's defaults.
             num_images_per_prompt: image k of all has seed + k.
             clip_skip: last layers of the text encoder to leave out, for negative prompts too (where diffusers leaves
                 out none); without it the bundle's default.
+            image: to begin at instead of noise alone (Meng et al. 2022, "SDEdit"), see ``open_image``; it is scaled and
+                cut to the size. ``strength`` in ``settings`` says how much of it changes, from 0 to 1 (default 0.8).
             progress: called with (rows done, rows in all) after each row.
             settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1) and plan, as
                 ``Pipeline.settings`` takes them, and options of the sampler.
@@ -84,17 +90,20 @@ class TextToImage(Pipeline):
                 longer finite.
         """
         prompts, negatives = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        width, height = self.check_size(width, height)
+        opened = None if image is None else open_image(image)
+        width, height = self.check_size(width, height, opened)
         clip_skip = self.check_clip_skip(clip_skip)
-        chosen = self.settings(DEFAULT_BATCH_SIZE, **settings)
+        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
         self.check_memory(width, height, min(chosen.batch_size, len(prompts)))
+        begin = None if opened is None else fit(opened, width, height)
+        original = None if begin is None else self.encode_image(begin)
         seeds = tuple(image_seed(chosen.seed, k) for k in range(len(prompts)))
         shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
-        sample = self.sample(self.encode(prompts, negatives, clip_skip), chosen, seeds, shape, progress)
+        sample = self.sample(self.encode(prompts, negatives, clip_skip), chosen, seeds, shape, progress, original)
         conditions = tuple(
             {"prompt": wanted, "negative_prompt": unwanted} for wanted, unwanted in zip(prompts, negatives, strict=True)
         )
-        metadata = self.metadata(chosen) | {"width": width, "height": height, "clip_skip": clip_skip}
+        metadata = self.metadata(chosen, begin) | {"width": width, "height": height, "clip_skip": clip_skip}
         return Result(self.decode(sample), sample, seeds, conditions, metadata)
 
     @cached_property
@@ -120,6 +129,16 @@ class TextToImage(Pipeline):
         }
         cond, uncond = (np.concatenate([encoded[text] for text in texts]) for texts in (prompts, negative_prompts))
         return Conditioning({"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond})
+
+    def encode_image(self, image: Image) -> Float32:
+        """An image of the size to be drawn as the mean of its latents, float32 (C, h, w).
+
+        Raises:
+            BundleError: the bundle has no encoder of images.
+        """
+        encoder = self.networks.session("vae_encoder")
+        latents = self.latents
+        return encode(encoder, to_sample(image, 3), latents.scaling_factor, latents.factor, self.tiles)
 
     def decode(self, latents: Float32) -> UInt8:
         """Latents float32 (B, C, h, w) as images uint8 (B, H, W, 3), one by one.
@@ -166,15 +185,17 @@ class TextToImage(Pipeline):
             n for n in negatives for _ in range(num_images_per_prompt)
         ]
 
-    def check_size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        """Width and height, the defaults filled in.
+    def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
+        """Width and height, what was not said filled in: from the image to begin at, or by default.
 
         Raises:
             RequestError: one is no multiple of the latents' factor, or not within reason.
         """
-        width = self.bundle.defaults.width if width is None else width
-        height = self.bundle.defaults.height if height is None else height
-        factor = self.latents.factor
+        factor, defaults = self.latents.factor, self.bundle.defaults
+        usual = (defaults.width, defaults.height)
+        if image is not None:
+            usual = (max(factor, image.width // factor * factor), max(factor, image.height // factor * factor))
+        width, height = usual[0] if width is None else width, usual[1] if height is None else height
         for name, value in (("width", width), ("height", height)):
             check_whole(name, value, least=factor, most=MAX_SIDE)
             if value % factor:

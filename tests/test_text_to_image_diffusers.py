@@ -1,5 +1,6 @@
-"""Proves the whole way from a prompt to a picture: a checkpoint is exported and drawn by the runtime, and diffusers'
-StableDiffusionPipeline draws the same weights from the same initial latents. Random weights, real classes."""
+"""Proves the whole way from a prompt, or a prompt and a picture, to a picture: a checkpoint is exported and drawn by
+the runtime, and diffusers' StableDiffusionPipeline and StableDiffusionImg2ImgPipeline draw the same weights from the
+same noise. Random weights, real classes."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import checkpoint_files
 import full_size
@@ -18,7 +20,16 @@ import pytest
 import random_weights
 import reference_models
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img
 from reference_models import part
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -42,18 +53,19 @@ def with_vocabulary(config: StableDiffusionConfig) -> StableDiffusionConfig:
 
 POCKET, SMALLEST = with_vocabulary(random_weights.POCKET), with_vocabulary(random_weights.SMALLEST)
 SCHEDULE = {key: value for key, value in checkpoint_files.SCHEDULER.items() if key != "_class_name"}
-SCHEDULERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler}
+SCHEDULERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "euler": EulerDiscreteScheduler}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture: which sampler, what the network is taken to predict, layers skipped, and its size."""
+    """One picture: which sampler, what the network is taken to predict, layers skipped, its size, and its beginning."""
 
     sampler: str
     prediction_type: str = "epsilon"
     clip_skip: int = 0
     width: int = 64
     height: int = 48
+    strength: float | None = None  # of a picture to begin at
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,21 @@ Networks = Callable[[], tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL
 
 def noise(case: Case, factor: int) -> np.ndarray:
     return noise_generator("philox", SEED).draw((4, case.height // factor, case.width // factor))
+
+
+def source(case: Case) -> np.ndarray:
+    """A picture to begin at, uint8 (height, width, 3): coarse, so that it is not all noise."""
+    coarse = np.random.default_rng(1).integers(0, 256, (case.height // 8, case.width // 8, 3), np.uint8)
+    return coarse.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def beginning(case: Case, vae: AutoencoderKL, drawn: torch.Tensor) -> dict[str, Any]:
+    """What diffusers is to begin at: noise and a size, or the latents of a picture, to which it adds the same noise."""
+    if case.strength is None:
+        return {"latents": drawn, "width": case.width, "height": case.height}
+    pixels = torch.from_numpy(source(case)).permute(2, 0, 1)[None] / 127.5 - 1
+    mean = vae.encode(pixels).latent_dist.mode()  # diffusers would draw from the distribution, the runtime does not
+    return {"image": mean * vae.config.scaling_factor, "strength": case.strength}
 
 
 def scheduler(case: Case) -> Any:
@@ -90,7 +117,8 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
         text_encoder.__dict__["text_model"] = text_encoder
     pictures = []
     for case in cases:
-        pipeline = StableDiffusionPipeline(
+        kind = StableDiffusionPipeline if case.strength is None else StableDiffusionImg2ImgPipeline
+        pipeline = kind(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer(),
@@ -105,17 +133,18 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
         # Of its own accord diffusers skips no layers for the negative prompt, so that guidance would lead from one
         # space into another; the web interfaces, where the option comes from, skip them for both, and so does ours.
         negative, _ = pipeline.encode_prompt(NEGATIVE, "cpu", 1, False, clip_skip=case.clip_skip)
-        latents = pipeline(
-            PROMPT,
-            negative_prompt_embeds=negative,
-            latents=torch.from_numpy(noise(case, factor))[None],
-            width=case.width,
-            height=case.height,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            clip_skip=case.clip_skip,
-            output_type="latent",
-        ).images
+        drawn = torch.from_numpy(noise(case, factor))[None]
+        # Image to image takes no latents, and draws its noise by this function.
+        with mock.patch.object(pipeline_stable_diffusion_img2img, "randn_tensor", return_value=drawn):
+            latents = pipeline(
+                PROMPT,
+                negative_prompt_embeds=negative,
+                **beginning(case, vae, drawn),
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                clip_skip=case.clip_skip,
+                output_type="latent",
+            ).images
         decoded = vae.decode(latents / vae.config.scaling_factor).sample
         image = pipeline.image_processor.postprocess(decoded, output_type="np")[0]
         pictures.append(Picture(latents.numpy(), image))
@@ -126,6 +155,7 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
 
 def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> None:
     """Print how far the runtime's picture is from diffusers', and hold it to the bounds."""
+    begin = {} if case.strength is None else {"image": source(case), "strength": case.strength}
     result = load(bundle, provider="cpu", low_memory=True)(
         PROMPT,
         negative_prompt=NEGATIVE,
@@ -136,6 +166,7 @@ def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> Non
         guidance_scale=GUIDANCE,
         clip_skip=case.clip_skip,
         seed=SEED,
+        **begin,
     )
     assert np.isfinite(expected.latents).all()
     scale = np.abs(expected.latents).max()
@@ -194,7 +225,7 @@ def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], 
 
 
 def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
-    assert_a_small_size_draws(SMALLEST, [Case("ddim"), Case("pndm")], tmp_path)
+    assert_a_small_size_draws(SMALLEST, [Case("ddim"), Case("pndm"), Case("ddim", strength=0.6)], tmp_path)
 
 
 @pytest.mark.slow
@@ -206,6 +237,9 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("pndm", width=40, height=72),
         Case("ddim", prediction_type="v_prediction"),
         Case("pndm", prediction_type="v_prediction", clip_skip=1),
+        Case("ddim", strength=0.35, width=40, height=72),
+        Case("euler", strength=0.8),
+        Case("euler", strength=1.0, prediction_type="v_prediction"),
     ]
     assert_a_small_size_draws(POCKET, cases, tmp_path)
 

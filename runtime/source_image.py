@@ -1,0 +1,98 @@
+"""Pictures from files, to begin at: read with suspicion, fitted to a size, and turned into the network's numbers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from runtime.errors import RequestError
+from runtime.image import UInt8
+
+Float32 = npt.NDArray[np.float32]
+ImageInput = str | os.PathLike[str] | Image.Image | UInt8
+
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 2**26  # a photograph of 64 megapixels; a file of a kilobyte can claim far more
+
+
+def open_image(image: ImageInput) -> Image.Image:
+    """A picture, decoded, upright, on white where it was transparent: mode RGB.
+
+    Args:
+        image: a file, a Pillow image, or an array uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        RequestError: no picture, one that is too large, or an array of another kind.
+    """
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray):
+        return to_rgb(from_array(image))
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    raise RequestError(f"image is {type(image).__name__}; it must be a file, a Pillow image or an array of uint8")
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a file; its size is looked at before anything of it is decoded."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise RequestError(f"{path} has {size} bytes; a picture to begin at has at most {MAX_BYTES}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+            opened = Image.open(path, formats=READABLE)
+        with opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise RequestError(
+                    f"{path} claims {opened.width}x{opened.height} pixels; "
+                    f"a picture to begin at has at most {MAX_PIXELS}"
+                )
+            return to_rgb(opened)
+    except RequestError:
+        raise
+    except FileNotFoundError as error:
+        raise RequestError(f"the picture {path} does not exist") from error
+    except Exception as error:  # what Pillow raises for broken files is of a dozen kinds
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RequestError(f"{path} cannot be read as a picture ({why}); give one of {', '.join(READABLE)}") from error
+
+
+def from_array(array: UInt8) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
+        raise RequestError(
+            f"image is an array {array.dtype} {array.shape}; it must be uint8 (H, W) or (H, W, C) with C 1, 3 or 4"
+        )
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else np.ascontiguousarray(array))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turned as its camera says, and laid on white, which is what transparent pictures are mostly seen on."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255 instead of scaling
+        upright = Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return upright.convert("RGB")
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scaled to cover the size and cut to it from the middle; a picture that has it stays as it is."""
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def to_sample(image: Image.Image, channels: int) -> Float32:
+    """A network's numbers of it: float32 (C, H, W) in [-1, 1], C being 1 or 3."""
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
+    pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels / np.float32(127.5) - 1)
