@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[1]
         ("--save-minutes nan", "--save-minutes is nan; it must be 0 or more"),
         ("--vae-steps 100", "steps is 100; it must be at least warmup_steps and decay_steps together, 3100"),
         ("--diffusion-steps 0", "steps is 0; it must be at least 1"),
+        (
+            "--stage judge --judge-steps 5",
+            "steps is 5; it must be at least warmup_steps and decay_steps together",
+        ),
         ("--seed -1", "seed is -1; it must be at least 0 and below 2^64"),
         ("--data nowhere", "nowhere holds neither"),
     ],

@@ -1,4 +1,4 @@
-"""Proves the pocket model's training at a tiny size: both stages repeat bit for bit, also when they were stopped and
+"""Proves the pocket model's training at a tiny size: all stages repeat bit for bit, also when they were stopped and
 resumed; what they refuse; and that the model they leave opens like any published checkpoint."""
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ from training.stable_diffusion.config import (
 )
 from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.ahead import Ahead
-from training.stable_diffusion.pocket.autoencoder import VAEStage, encode, posterior, standardise, to_input
+from training.stable_diffusion.pocket.autoencoder import encode, posterior, standardise, to_input
 from training.stable_diffusion.pocket.captions import known_words
-from training.stable_diffusion.pocket.checkpoint import STATE, VAE
+from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME, VAE
+from training.stable_diffusion.pocket.command import STAGES
 from training.stable_diffusion.pocket.config import (
     POCKET,
     DiffusionTraining,
+    JudgeNetwork,
+    JudgeTraining,
     OptimizerConfig,
     TrainConfig,
     VAETraining,
     pocket,
 )
 from training.stable_diffusion.pocket.denoiser import Denoiser, initialise
-from training.stable_diffusion.pocket.diffusion import DiffusionStage, diffusion_loss
+from training.stable_diffusion.pocket.diffusion import diffusion_loss
 from training.stable_diffusion.pocket.scenes import draw_pictures
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.train import Run, Trainer
@@ -64,6 +67,7 @@ STEPS = 6
 CONFIG = TrainConfig(
     vae=VAETraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2)),
     diffusion=DiffusionTraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2), block_size=4, blocks=2, block_steps=2),
+    judge=JudgeTraining(OptimizerConfig(STEPS, 4, 1e-3, 1, 2), JudgeNetwork(features=2, levels=2, hidden=8)),
     model=TINY,
 )
 
@@ -92,6 +96,7 @@ def whole(with_vae: Path, sources: Sources, tmp_path_factory: pytest.TempPathFac
     """The folder of a run that was never stopped."""
     folder = copy_of(with_vae, tmp_path_factory.mktemp("whole"))
     assert train("diffusion", folder, sources)
+    assert train("judge", folder, sources)
     return folder
 
 
@@ -99,8 +104,7 @@ def trainer(
     stage: str, folder: Path, sources: Sources, config: TrainConfig = CONFIG, deadline: float = math.inf
 ) -> Trainer:
     torch.set_num_threads(1)  # also where a fixture calls before the one above has
-    make = {"vae": VAEStage, "diffusion": DiffusionStage}[stage]
-    return Trainer(make(config, sources, CPU, folder), Run(folder, True, deadline, progress=False))
+    return Trainer(STAGES[stage][0](config, sources, CPU, folder), Run(folder, True, deadline, progress=False))
 
 
 def train(stage: str, folder: Path, sources: Sources, config: TrainConfig = CONFIG) -> bool:
@@ -112,17 +116,16 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "diffusion"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_run_stopped_at_every_step_ends_with_the_same_bytes_as_one_never_stopped(
     stage: str, with_vae: Path, whole: Path, sources: Sources, tmp_path: Path
 ) -> None:
-    folder = tmp_path if stage == "vae" else copy_of(with_vae, tmp_path)
+    folder = copy_of(with_vae, tmp_path) if stage == "diffusion" else tmp_path
     for _ in range(STEPS - 1):
         assert not trainer(stage, folder, sources, deadline=time.monotonic()).run()
     assert train(stage, folder, sources)
-    names = ["vae-state", "vae"] if stage == "vae" else ["diffusion-state", "model"]
-    for name in names:
-        assert (folder / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes(), name
+    for name in (STATE_NAME.format(stage=stage), STAGES[stage][1]):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 @pytest.mark.slow
@@ -163,8 +166,8 @@ def test_diffusion_needs_a_vae_of_the_same_sizes(with_vae: Path, sources: Source
         trainer("diffusion", with_vae, sources, dataclasses.replace(CONFIG, model=model))
 
 
-def test_both_stages_show_a_sheet(whole: Path) -> None:
-    for stage in ("vae", "diffusion"):
+def test_every_stage_shows_a_sheet(whole: Path) -> None:
+    for stage in STAGES:
         (sheet,) = (whole / stage / "samples").glob("*.png") if (whole / stage).exists() else ()
         with Image.open(sheet) as picture:
             assert picture.mode == "RGB"

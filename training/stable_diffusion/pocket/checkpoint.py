@@ -2,7 +2,8 @@
 
 ``vae-state.safetensors`` and ``diffusion-state.safetensors`` are what its two stages resume from,
 ``vae.safetensors`` is what the first one hands to the second, and ``model.safetensors`` is the model: a single file in
-the published layout, as all tools read it, whose metadata holds its sizes and the words it knows.
+the published layout, as all tools read it, whose metadata holds its sizes and the words it knows. The judge has a state
+and a ``judge.safetensors`` of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from training.stable_diffusion.vae import AutoencoderKL
 COMMAND = "python -m training stable-diffusion --preset pocket --out {folder}"
 STATE = Kind("diffusion-anywhere/stable-diffusion-state/1", "state of a Stable Diffusion run", COMMAND)
 VAE = Kind("diffusion-anywhere/stable-diffusion-vae/1", "VAE of a Stable Diffusion run", COMMAND)
+JUDGE = Kind("diffusion-anywhere/pocket-judge/1", "judge of the pocket model", f"{COMMAND} --stage judge")
 CONFIG_KEY, KNOWN_WORDS_KEY = "stable_diffusion_config", "known_words"
 MODEL = Kind("diffusion-anywhere/stable-diffusion/1", "Stable Diffusion checkpoint", COMMAND)
 
 
 STATE_NAME, VAE_NAME, MODEL_NAME = "{stage}-state.safetensors", "vae.safetensors", "model.safetensors"
+JUDGE_NAME = "judge.safetensors"
 
 
 def write_vae(path: Path, vae: AutoencoderKL, metadata: dict[str, str]) -> None:

@@ -1,4 +1,5 @@
-"""``python -m training stable-diffusion``: train the pocket model, the VAE first, then text encoder and UNet."""
+"""``python -m training stable-diffusion``: train the pocket model, the VAE first, then text encoder and UNet; and by
+itself its judge."""
 
 from __future__ import annotations
 
@@ -15,13 +16,21 @@ from training import atomic, data
 from training.arguments import ArgumentParser
 from training.errors import OutputError, TrainingError
 from training.stable_diffusion.pocket.autoencoder import VAEStage
-from training.stable_diffusion.pocket.checkpoint import MODEL_NAME, STATE_NAME, VAE_NAME
+from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME, MODEL_NAME, STATE_NAME, VAE_NAME
 from training.stable_diffusion.pocket.config import PRESETS, TrainConfig
 from training.stable_diffusion.pocket.diffusion import DiffusionStage
+from training.stable_diffusion.pocket.judge import JudgeStage
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.train import Run, Trainer
 
-STAGES = ("vae", "diffusion", "all")
+# What each stage is, and what it leaves behind.
+STAGES = {"vae": (VAEStage, VAE_NAME), "diffusion": (DiffusionStage, MODEL_NAME), "judge": (JudgeStage, JUDGE_NAME)}
+ALL = ("vae", "diffusion")
+NEXT = {
+    "vae": "the VAE has learned; the text encoder and the UNet are next",
+    "diffusion": "export it with: python -m export sd15 {file} --out models_onnx/my-pocket",
+    "judge": "judge a bundle with: python -m training evaluate BUNDLE --classifier {file}",
+}
 
 
 def parser() -> ArgumentParser:
@@ -33,14 +42,19 @@ def parser() -> ArgumentParser:
     command.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
     command.add_argument("--out", type=Path, help="folder of the run; without it runs/PRESET")
     command.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    command.add_argument("--stage", choices=STAGES, default="all", help="train only this; diffusion needs the VAE")
+    command.add_argument(
+        "--stage",
+        choices=("all", *STAGES),
+        default="all",
+        help="train only this; diffusion needs the VAE, and the judge, which is not among all, needs neither",
+    )
     command.add_argument("--minutes", type=float, default=math.inf, help="stop by itself after this time")
     command.add_argument(
         "--data", type=Path, help=f"folder with the data sets; else ${data.DATA_VARIABLE}, else they are fetched"
     )
     command.add_argument("--save-minutes", type=float, default=5.0, help="time between two saves")
     command.add_argument("--sample-minutes", type=float, default=10.0, help="time between two sheets of samples")
-    for stage in ("vae", "diffusion"):
+    for stage in STAGES:
         option = f"--{stage}-steps"
         command.add_argument(option, type=int, default=argparse.SUPPRESS, help="instead of the preset's")
     command.add_argument("--seed", type=int, default=0)
@@ -58,7 +72,7 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
             raise TrainingError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
     config = PRESETS[arguments.preset]()
     try:
-        for stage in ("vae", "diffusion"):
+        for stage in STAGES:
             steps = getattr(arguments, f"{stage}_steps", None)
             if steps is not None:
                 section = getattr(config, stage)
@@ -85,18 +99,19 @@ def main(argv: list[str]) -> int:
     sources = Sources.load("train", arguments.data)
     atomic.make_folder(run.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae_file, model_file = run.folder / VAE_NAME, run.folder / MODEL_NAME
-    if arguments.stage != "diffusion" and not vae_file.exists():
-        trainer = Trainer(VAEStage(config, sources, device, run.folder), run)
+    for name in stages(arguments.stage):
+        stage, file = STAGES[name]
+        if name == "vae" and (run.folder / file).exists():  # as a run that is resumed finds it
+            continue
+        trainer = Trainer(stage(config, sources, device, run.folder), run)
         if not trainer.run():
             return 130 if trainer.interrupted else 0
-        print(f"{vae_file}: the VAE has learned; the text encoder and the UNet are next")
-    if arguments.stage != "vae":
-        trainer = Trainer(DiffusionStage(config, sources, device, run.folder), run)
-        if not trainer.run():
-            return 130 if trainer.interrupted else 0
-        print(f"{model_file}: export it with: python -m export sd15 {model_file} --out models_onnx/my-pocket")
+        print(f"{run.folder / file}: {NEXT[name].format(file=run.folder / file)}")
     return 0
+
+
+def stages(chosen: str) -> tuple[str, ...]:
+    return ALL if chosen == "all" else (chosen,)
 
 
 def refuse_to_overwrite(run: Run, stage: str) -> None:
@@ -105,7 +120,6 @@ def refuse_to_overwrite(run: Run, stage: str) -> None:
     Raises:
         OutputError: there is.
     """
-    made = {"vae": VAE_NAME, "diffusion": MODEL_NAME}
-    names = [name for s in made if stage in (s, "all") for name in (STATE_NAME.format(stage=s), made[s])]
+    names = [name for each in stages(stage) for name in (STATE_NAME.format(stage=each), STAGES[each][1])]
     if not run.resume and any((run.folder / name).exists() for name in names):
         raise OutputError(f"{run.folder} holds a run already; continue it with --resume, or choose another --out")

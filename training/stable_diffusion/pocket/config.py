@@ -145,18 +145,54 @@ class DiffusionTraining:
 
 
 @dataclass(frozen=True)
+class JudgeNetwork:
+    """Sizes of the network that reads pictures back.
+
+    Attributes:
+        features: of its first level; each further one has twice as many, at half the resolution.
+        levels: how many there are.
+        hidden: width of the layer that all heads share.
+    """
+
+    features: int = 16
+    levels: int = 4
+    hidden: int = 192
+
+    def __post_init__(self) -> None:
+        most = IMAGE_SIZE.bit_length() - 1
+        for name, limit in (("features", 1024), ("levels", most), ("hidden", 2**16)):
+            if not 1 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 1 to {limit}")
+
+
+@dataclass(frozen=True)
+class JudgeTraining:
+    """How the judge learns.
+
+    Attributes:
+        optimizer: how long and how fast.
+        network: its sizes.
+    """
+
+    optimizer: OptimizerConfig
+    network: JudgeNetwork = field(default_factory=JudgeNetwork)
+
+
+@dataclass(frozen=True)
 class TrainConfig(configuration.Configuration):
     """What fixes a trained model, bit for bit on one machine: the same configuration gives the same weights.
 
     Attributes:
         vae: how the VAE learns.
         diffusion: how the text encoder and the UNet learn.
+        judge: how the network learns that reads what was drawn.
         model: sizes of the networks, and the noise schedule.
         seed: of everything: initial weights, scenes, captions, timesteps and noise.
     """
 
     vae: VAETraining
     diffusion: DiffusionTraining
+    judge: JudgeTraining
     model: StableDiffusionConfig = field(default_factory=lambda: POCKET)
     seed: int = 0
 
@@ -170,6 +206,7 @@ def pocket() -> TrainConfig:
     return TrainConfig(
         vae=VAETraining(OptimizerConfig(10_000, 8, 1.5e-3, 100, 3_000)),
         diffusion=DiffusionTraining(OptimizerConfig(14_000, 32, 1e-3, 500, 4_000, ema_decay=0.9995)),
+        judge=JudgeTraining(OptimizerConfig(4_000, 48, 2e-3, 100, 2_000)),
     )
 
 

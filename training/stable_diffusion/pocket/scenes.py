@@ -11,10 +11,20 @@ from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import Scene, draw_scene
 
 
-def draw_scenes(sources: Sources, seed: int, purpose: str, index: int, count: int) -> tuple[list[Scene], UInt8]:
-    """Scenes without held-out combinations, and pictures of them, uint8 (count, 64, 64, 3)."""
+def draw_scenes(
+    sources: Sources, seed: int, purpose: str, index: int, count: int, share_held_out: float = 0.0
+) -> tuple[list[Scene], UInt8]:
+    """Scenes and pictures of them, uint8 (count, 64, 64, 3).
+
+    Args:
+        sources: the pictures that they are made of.
+        seed, purpose, index: what they depend on, beside ``sources``.
+        count: how many.
+        share_held_out: share of scenes whose combinations are held out of training.
+    """
     draws = array_generator(seed, purpose, index)
-    scenes = [draw_scene(draws) for _ in range(count)]
+    held_out = [share_held_out > 0 and draws.random() < share_held_out for _ in range(count)]
+    scenes = [draw_scene(draws, each) for each in held_out]
     return scenes, np.stack([render(scene, sources, draws).pixels for scene in scenes])
 
 

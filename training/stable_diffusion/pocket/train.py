@@ -23,7 +23,13 @@ from training.errors import CheckpointError, TrainingError
 from training.interrupt import StopRequest
 from training.report import Reporter
 from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME
-from training.stable_diffusion.pocket.config import DiffusionTraining, OptimizerConfig, TrainConfig, VAETraining
+from training.stable_diffusion.pocket.config import (
+    DiffusionTraining,
+    JudgeTraining,
+    OptimizerConfig,
+    TrainConfig,
+    VAETraining,
+)
 
 
 class Stage(Protocol):
@@ -38,7 +44,7 @@ class Stage(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def sections(self, config: TrainConfig) -> tuple[VAETraining | DiffusionTraining, Any]:
+    def sections(self, config: TrainConfig) -> tuple[VAETraining | DiffusionTraining | JudgeTraining, Any]:
         """The two parts of a configuration that the stage depends on: its training and its networks."""
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
