@@ -126,6 +126,10 @@ def add_sd15(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--zero-terminal-snr", action="store_true", help="trained with no signal left at the last timestep"
     )
+    group = command.add_argument_group("defaults", "what the bundle draws with unless told otherwise")
+    group.add_argument("--sampler", help="its name (default: dpmpp_2m_karras, or dpmpp_2m with --zero-terminal-snr)")
+    group.add_argument("--steps", type=int, help="of the sampler (default: 20)")
+    group.add_argument("--guidance-scale", type=float, help="1 is off (default: 7.5)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -155,6 +159,9 @@ def run_sd15(arguments: argparse.Namespace) -> None:
         use_ema=arguments.use_ema,
         prediction_type=arguments.prediction_type,
         zero_terminal_snr=arguments.zero_terminal_snr,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
         licence=arguments.licence,
         accepted=dict(arguments.accept_parity),
     )

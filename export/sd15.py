@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.bundle import check_name, default_plans, describe_file, describe_schedule, write_manifest
+from export.bundle import check_name, describe_file, describe_schedule, write_manifest
 from export.conformance import Conformance
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
+from export.sd15_defaults import Defaults, at_most, choose_defaults
 from export.sd15_graphs import SPECS, modules, stress_sizes
 from export.sd15_picture import add_picture, add_tokens
 from export.sd15_source import Source, open_source
@@ -26,8 +27,6 @@ from training.stable_diffusion.lora import LoraFile
 
 FAMILY = "stable-diffusion-1"
 PRECISIONS = ("fp32", "fp16")
-DEFAULT_SAMPLER, DEFAULT_STEPS, DEFAULT_GUIDANCE = "dpmpp_2m_karras", 20, 7.5
-SAMPLERS = (DEFAULT_SAMPLER, "ddim", "pndm")
 ACCEPT = "--accept-parity {role}:"
 CONFORMANCE_SIDE = 16  # in latents
 UNKNOWN_LICENCE = "unknown"
@@ -44,12 +43,7 @@ def noise_schedule(scheduler: SchedulerConfig) -> NoiseSchedule:
     )
 
 
-def at_most(steps: int, schedule: NoiseSchedule) -> int:
-    """So many steps, or fewer in a short schedule: "leading" ones leave out the last timestep, and are shifted."""
-    return min(steps, schedule.num_train_timesteps - 1 - schedule.steps_offset)
-
-
-def describe(source: Source, name: str, schedule: NoiseSchedule) -> dict[str, Any]:
+def describe(source: Source, name: str, schedule: NoiseSchedule, defaults: Defaults) -> dict[str, Any]:
     """The manifest without graphs, plans and the tokenizer's file."""
     config = source.model.config
     text, vae = config.text_encoder, config.vae
@@ -83,13 +77,7 @@ def describe(source: Source, name: str, schedule: NoiseSchedule) -> dict[str, An
             "clip_skip": 0,
             "known_words": None if source.known_words is None else list(source.known_words),
         },
-        "defaults": {
-            "sampler": DEFAULT_SAMPLER,
-            "num_inference_steps": at_most(DEFAULT_STEPS, schedule),
-            "guidance_scale": DEFAULT_GUIDANCE,
-            "width": source.image_size,
-            "height": source.image_size,
-        },
+        "defaults": dataclasses.asdict(defaults) | {"width": source.image_size, "height": source.image_size},
     }
 
 
@@ -105,6 +93,9 @@ def export_sd15(
     zero_terminal_snr: bool = False,
     config: StableDiffusionConfig | None = None,
     tokenizer: Path | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
     licence: str = UNKNOWN_LICENCE,
     accepted: Mapping[str, float] | None = None,
     report: Callable[[str], None] = print,
@@ -124,6 +115,7 @@ def export_sd15(
         config: sizes of the model in a single file, where it neither states them nor has those of Stable Diffusion
             1.5; a folder states its own.
         tokenizer: a ``tokenizer.json``; without it the folder's own, or CLIP's.
+        sampler, steps, guidance_scale: what the bundle draws with unless told otherwise.
         licence: of the weights.
         accepted: by role, a bound on the difference from PyTorch to accept where it is looser than the usual one; the
             manifest tells. In fp16 there is nothing to accept.
@@ -154,7 +146,8 @@ def export_sd15(
             licence=licence,
         )
         report(f"{opened.provenance['source']}: read in {time.monotonic() - begun:.0f} s")
-        write_bundle(opened, folder, name, precision, accepted or {}, report)
+        defaults = choose_defaults(noise_schedule(opened.model.config.scheduler), sampler, steps, guidance_scale)
+        write_bundle(opened, folder, name, precision, defaults, accepted or {}, report)
     minutes = (time.monotonic() - begun) / 60
     report(f'{target}: written in {minutes:.1f} minutes; draw from it with: python -m runtime --model {target} "a cat"')
 
@@ -178,27 +171,32 @@ def write_bundle(
     folder: Path,
     name: str,
     precision: str,
+    defaults: Defaults,
     accepted: Mapping[str, float],
     report: Callable[[str], None],
 ) -> None:
     """Write every file of a bundle, the manifest last. The source's model has no weights afterwards."""
     schedule = noise_schedule(source.model.config.scheduler)
-    steps = at_most(DEFAULT_STEPS, schedule)
-    plans = {key: plan for sampler in SAMPLERS for key, plan in default_plans(schedule, sampler, steps).items()}
+    plans = defaults.plans(schedule)
     conformance = Conformance()
-    add_cases(conformance, source, plans, precision, report)
+    add_cases(conformance, source, plans, defaults, precision, report)
     writer = GraphWriter(folder, conformance, accepted, ACCEPT if precision == "fp32" else None, report)
     graphs = write_graphs(source, writer, precision)
     (folder / TOKENIZER).write_bytes(source.tokenizer.data)
     (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
-    manifest = describe(source, name, schedule)
+    manifest = describe(source, name, schedule, defaults)
     manifest["conditioning"]["tokenizer"] = describe_file(folder / TOKENIZER)
     tables = {key: plan.to_json() for key, plan in plans.items()}
     write_manifest(folder, {**manifest, "graphs": graphs, "plans": tables})
 
 
 def add_cases(
-    conformance: Conformance, source: Source, plans: dict[str, Plan], precision: str, report: Callable[[str], None]
+    conformance: Conformance,
+    source: Source,
+    plans: dict[str, Plan],
+    defaults: Defaults,
+    precision: str,
+    report: Callable[[str], None],
 ) -> None:
     """The cases beside those of the graphs: generators, plans, prompts and, in fp32, a picture.
 
@@ -208,13 +206,13 @@ def add_cases(
     latents = source.model.config.vae.latent_channels
     conformance.add_bits()
     conformance.add_noise((latents, CONFORMANCE_SIDE, CONFORMANCE_SIDE))
-    for sampler in SAMPLERS:
+    for sampler in defaults.samplers:
         key = f"{sampler}-{at_most(10, noise_schedule(source.model.config.scheduler))}"
         conformance.add_plan(key, plans[key])
     add_tokens(conformance, source.tokenizer, source.model.config.text_encoder.max_position_embeddings)
     if precision == "fp32" and not source.model.inpainting:
         begun = time.monotonic()
-        add_picture(conformance, source.model, source.tokenizer, plans, DEFAULT_GUIDANCE)
+        add_picture(conformance, source.model, source.tokenizer, plans, defaults.guidance_scale)
         report(f"{CONFORMANCE}: drew a picture in PyTorch in {time.monotonic() - begun:.0f} s")
 
 

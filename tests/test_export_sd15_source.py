@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from text_samples import CONFIG, VOCABULARY, write_checkpoint, write_tokenizer
 
 from export.__main__ import lora, main
-from export.bundle import default_plans
 from export.conformance import Conformance
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.graphs import class_conditional_unet
-from export.sd15 import SAMPLERS, at_most, describe, export_sd15, noise_schedule
+from export.sd15 import describe, export_sd15, noise_schedule
+from export.sd15_defaults import choose_defaults
 from export.sd15_source import Source, open_source
 from runtime.errors import RequestError
 from training import checkpoint, configuration
@@ -62,7 +62,8 @@ def sha256(path: Path) -> str:
 
 
 def manifest(source: Source) -> dict[str, Any]:
-    return describe(source, "small", noise_schedule(source.model.config.scheduler))
+    schedule = noise_schedule(source.model.config.scheduler)
+    return describe(source, "small", schedule, choose_defaults(schedule))
 
 
 def test_a_plain_checkpoint(published: Path, opened: Callable[..., Source]) -> None:
@@ -195,17 +196,6 @@ def test_v_prediction_with_zero_terminal_snr(published: Path, opened: Callable[.
     assert (schedule["prediction_type"], schedule["timestep_spacing"]) == ("v_prediction", "trailing")
     assert schedule["alphas_cumprod"][-1] == 0
     assert schedule["betas"]["zero_terminal_snr"] is True
-
-
-@pytest.mark.parametrize("timesteps", [5, 10, 20, 21, 30, 31, 1000])
-def test_a_short_schedule_has_plans_with_the_steps_that_it_has_room_for(timesteps: int) -> None:
-    beta = replace(CONFIG.scheduler.noise_schedule, num_train_timesteps=timesteps)
-    schedule = noise_schedule(replace(CONFIG.scheduler, noise_schedule=beta))
-    assert (schedule.timestep_spacing, schedule.steps_offset) == ("leading", 1)
-    steps = at_most(20, schedule)
-    for sampler in SAMPLERS:
-        plans = default_plans(schedule, sampler, steps)
-        assert {f"{sampler}-{steps}", f"{sampler}-{at_most(10, schedule)}"} <= plans.keys()
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused_before_the_work(
