@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from training.arguments import ArgumentParser
 from training.errors import TrainingError
@@ -32,8 +33,12 @@ def classifier(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """draw from a bundle and let a classifier judge"""
-    from training.evaluate.command import main
+    from training.evaluate.draw import draws_texts
 
+    if any(draws_texts(Path(word)) for word in arguments if not word.startswith("-")):
+        from training.stable_diffusion.pocket.evaluation.command import main
+    else:
+        from training.evaluate.command import main
     return main(arguments)
 
 

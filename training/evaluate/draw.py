@@ -62,6 +62,15 @@ class Bundle:
         return {"name": self.name, "manifest_sha256": self.manifest_sha256, "defaults": self.defaults}
 
 
+def draws_texts(folder: Path) -> bool:
+    """Whether this is a bundle whose model is told a text."""
+    try:
+        kind = json.loads((folder / "manifest.json").read_bytes())["conditioning"]["kind"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False  # what it is instead is for others to say
+    return bool(kind == "text")
+
+
 def read_bundle(folder: Path) -> Bundle:
     """Read a bundle's manifest.
 

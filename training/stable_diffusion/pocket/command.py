@@ -8,6 +8,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,10 +22,14 @@ from training.stable_diffusion.pocket.config import PRESETS, TrainConfig
 from training.stable_diffusion.pocket.diffusion import DiffusionStage
 from training.stable_diffusion.pocket.judge import JudgeStage
 from training.stable_diffusion.pocket.sources import Sources
-from training.stable_diffusion.pocket.train import Run, Trainer
+from training.stable_diffusion.pocket.train import Run, Stage, Trainer
 
 # What each stage is, and what it leaves behind.
-STAGES = {"vae": (VAEStage, VAE_NAME), "diffusion": (DiffusionStage, MODEL_NAME), "judge": (JudgeStage, JUDGE_NAME)}
+STAGES: dict[str, tuple[Callable[..., Stage], str]] = {
+    "vae": (VAEStage, VAE_NAME),
+    "diffusion": (DiffusionStage, MODEL_NAME),
+    "judge": (JudgeStage, JUDGE_NAME),
+}
 ALL = ("vae", "diffusion")
 NEXT = {
     "vae": "the VAE has learned; the text encoder and the UNet are next",

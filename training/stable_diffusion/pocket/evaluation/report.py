@@ -1,0 +1,167 @@
+"""What was found, as a table, as JSON and as pictures to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from training import atomic
+from training.arrays import UInt8
+from training.classifier.agreement import Proportion
+from training.evaluate.pictures import png
+from training.stable_diffusion.pocket.evaluation.facts import check, count
+from training.stable_diffusion.pocket.evaluation.images import Rebuilt, Recoloured
+from training.stable_diffusion.pocket.evaluation.negatives import Trial
+from training.stable_diffusion.pocket.evaluation.neighbours import Neighbour
+from training.stable_diffusion.pocket.evaluation.requests import Request
+from training.stable_diffusion.pocket.preview import sheet
+from training.stable_diffusion.pocket.world import Scene
+
+SHOWN = 48  # pictures on a sheet
+NEIGHBOURS_SHOWN = 24
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Requests and what was read of their pictures.
+
+    Attributes:
+        requests: (N,).
+        pictures: uint8 (N, 64, 64, 3).
+        read: of the pictures, (N,).
+        read_of_real: of pictures of the same scenes, rendered from real test images: what the judge makes of what is
+            right, (N,).
+    """
+
+    requests: Sequence[Request]
+    pictures: UInt8
+    read: Sequence[Scene]
+    read_of_real: Sequence[Scene]
+
+    def counts(self) -> dict[str, dict[str, Proportion]]:
+        """Facts that hold by group: "all", "known" combinations, "held out" ones, and of "real" pictures."""
+        known = [not request.held_out for request in self.requests]
+        held_out = [request.held_out for request in self.requests]
+        everything = [True] * len(known)
+        return {
+            "all": self.counted(self.read, everything),
+            "known": self.counted(self.read, known),
+            "held out": self.counted(self.read, held_out),
+            "real": self.counted(self.read_of_real, everything),
+        }
+
+    def counted(self, read: Sequence[Scene], chosen: Sequence[bool]) -> dict[str, Proportion]:
+        triples = zip(self.requests, read, chosen, strict=True)
+        return count(
+            fact for request, scene, taken in triples if taken for fact in check(request.caption.statement, scene)
+        )
+
+    def wrong(self) -> list[int]:
+        """Which pictures do not show all that was asked for."""
+        return [
+            k
+            for k, (request, scene) in enumerate(zip(self.requests, self.read, strict=True))
+            if not all(fact.holds for fact in check(request.caption.statement, scene))
+        ]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that is reported of one bundle."""
+
+    prompted: Prompted
+    trials: Sequence[Trial]
+    rebuilt: Rebuilt
+    recoloured: Recoloured
+    neighbours: Sequence[Neighbour]
+    neighbours_of_real: Sequence[Neighbour]
+
+    @property
+    def told(self) -> Proportion:
+        """How many pictures of all trials show what the negative prompt names."""
+        return Proportion(sum(t.told.hits for t in self.trials), sum(t.told.count for t in self.trials))
+
+    def to_json(self) -> dict[str, Any]:
+        groups = self.prompted.counts()
+        trials = [
+            {name: getattr(t, name) for name in ("prompt", "attribute", "value", "negative_prompt")}
+            | {"without": t.without.to_json(), "told": t.told.to_json()}
+            for t in self.trials
+        ]
+        return {
+            "facts": {group: {name: p.to_json() for name, p in facts.items()} for group, facts in groups.items()},
+            "negative_prompts": {"told": self.told.to_json(), "trials": trials},
+            "vae_psnr_db": self.rebuilt.psnr,
+            "image_to_image": {name: p.to_json() for name, p in self.recoloured.counts.items()},
+            "nearest_training_pictures": {
+                "median_distance": median(self.neighbours),
+                "median_distance_of_real_test_pictures": median(self.neighbours_of_real),
+            },
+        }
+
+    def table(self) -> str:
+        """For people, in Markdown."""
+        groups = self.prompted.counts()
+        lines = ["| fact | all | known combinations | held-out combinations | real pictures |", "|---|---|---|---|---|"]
+        for name in groups["all"]:
+            cells = [percent(facts[name]) if name in facts else ABSENT for facts in groups.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        kept = ", ".join(f"{name} {percent(each)}" for name, each in self.recoloured.counts.items())
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"- negative prompts: {len(self.trials)} attributes are shown by half of the pictures or more; "
+                f"told not to, {percent(self.told)} still show them",
+                f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr:.1f} dB",
+                f"- image to image in another colour: {kept}",
+                f"- nearest training pictures: median distance {median(self.neighbours):.3f}, of real test pictures "
+                f"{median(self.neighbours_of_real):.3f}",
+            ]
+        )
+
+    def write_pictures(self, folder: Path) -> None:
+        """Sheets: the first pictures, the first that are wrong, and what the other questions were about."""
+        prompted, recoloured = self.prompted, self.recoloured
+        texts = [request.caption.text for request in prompted.requests]
+        wrong = prompted.wrong()[:SHOWN]
+        pairs = np.concatenate([recoloured.real, recoloured.drawn], axis=2)[: SHOWN // 2]
+        sheets = {
+            "prompts": sheet(prompted.pictures[:SHOWN], texts[:SHOWN]),
+            "recoloured": sheet(pairs, recoloured.prompts[: len(pairs)]),
+            "rebuilt": rows_of(np.stack([self.rebuilt.real, self.rebuilt.rebuilt], axis=1)[: SHOWN // 2]),
+        }
+        if wrong:
+            sheets["wrong"] = sheet(prompted.pictures[wrong], [texts[k] for k in wrong])
+        if self.neighbours:
+            shown = [(each.picture, each.nearest) for each in self.neighbours[:NEIGHBOURS_SHOWN]]
+            sheets["neighbours"] = rows_of((255 * np.array(shown)[..., None]).astype(np.uint8))
+        for name, pixels in sheets.items():
+            atomic.write(folder / f"{name}.png", png(Image.fromarray(pixels.squeeze())))
+
+
+def percent(proportion: Proportion) -> str:
+    """A rate with its 95 % interval."""
+    low, high = proportion.interval()
+    return f"{100 * proportion.rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def median(neighbours: Sequence[Neighbour]) -> float:
+    return float(np.median([each.distance for each in neighbours])) if neighbours else float("nan")
+
+
+def rows_of(columns: UInt8, in_a_row: int = 12) -> UInt8:
+    """Pairs of pictures, uint8 (N, 2, H, W, C), the second of each below the first."""
+    count, _, height, width, channels = columns.shape
+    rows = -(-count // in_a_row)
+    page = np.zeros((rows * 2 * height, in_a_row * width, channels), np.uint8)
+    for k, column in enumerate(columns):
+        top, left = 2 * height * (k // in_a_row), width * (k % in_a_row)
+        page[top : top + 2 * height, left : left + width] = column.reshape(2 * height, width, channels)
+    return page
