@@ -2,6 +2,7 @@
 
     python -m runtime --model mnist-paper --label 7 -o seven.png
     python -m runtime --model sd15 "a photo of a cat" -o cat.png
+    python -m runtime --model sd15 --prompts list.txt -o pictures
     python -m runtime check BUNDLE
     python -m runtime plan --model BUNDLE --sampler ddim --steps 20 --json -o plan.json
     python -m runtime benchmark BUNDLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from runtime.bundle import Bundle, ClassConditioning, Pixels
 from runtime.errors import RequestError
 from runtime.image import to_uint8
 from runtime.networks import Networks
-from runtime.noise import image_seed
 from runtime.pipeline import Conditioning, Pipeline, Progress
+from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.source_image import ImageInput, fit, open_image, to_sample
 
@@ -62,23 +62,44 @@ class ClassToImage(Pipeline):
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
-        labels = self.check_labels(class_labels)
+        conditions = self.conditions(class_labels)
+        recipe = self.recipe(width=width, height=height, image=image, **settings)
+        return self.draw(recipe, conditions, recipe.settings.seeds(len(conditions)), progress)
+
+    def recipe(
+        self, *, width: int | None = None, height: int | None = None, image: ImageInput | None = None, **settings: Any
+    ) -> Recipe:
+        """How images are made; the arguments are those of a call."""
         opened = None if image is None else open_image(image)
         size = self.check_size(width, height, opened)
         chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
         begin = None if opened is None else fit(opened, *size)
-        original = None if begin is None else to_sample(begin, self.pixels.channels)
-        seeds = tuple(image_seed(chosen.seed, k) for k in range(len(labels)))
-        sample = self.sample(self.encode(labels), chosen, seeds, self.shape, progress, original)
-        conditions = tuple({"class_label": label} for label in labels.tolist())
-        return Result(to_uint8(sample), sample, seeds, conditions, self.metadata(chosen, begin))
+        return Recipe(chosen, self.shape, self.metadata(chosen, begin), begin)
+
+    def draw(
+        self,
+        recipe: Recipe,
+        conditions: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw an image for each label and seed, (B,) both."""
+        labels = np.array([each["class_label"] for each in conditions], np.int64)
+        original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
+        sample = self.sample(self.encode(labels), recipe.settings, seeds, recipe.shape, progress, original)
+        return Result(to_uint8(sample), sample, tuple(seeds), tuple(conditions), recipe.metadata)
 
     def encode(self, class_labels: Int64) -> Conditioning:
         """What the U-Net is told of labels, int64 (B,)."""
         null = np.full_like(class_labels, self.conditioning.null_class)
         return Conditioning({"class_labels": class_labels}, {"class_labels": null})
 
-    def check_labels(self, class_labels: int | Sequence[int]) -> Int64:
+    def conditions(self, class_labels: int | Sequence[int]) -> tuple[dict[str, int], ...]:
+        """The label of every image.
+
+        Raises:
+            RequestError: there is none, or one that the model does not have.
+        """
         labels = np.atleast_1d(np.asarray(class_labels))
         if labels.size and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
             raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
@@ -90,7 +111,7 @@ class ClassToImage(Pipeline):
                 f"label {wrong[0]} is out of range; {self.bundle.name} has 0 to {self.conditioning.num_classes - 1}, "
                 f"and {self.conditioning.null_class} for none"
             )
-        return labels.astype(np.int64)
+        return tuple({"class_label": int(label)} for label in labels)
 
     def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
         own = (self.pixels.width, self.pixels.height)

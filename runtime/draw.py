@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import logging
 import math
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from runtime.arguments import parse_size
-from runtime.bundle import DEFAULT_MODEL, ClassConditioning, TextConditioning
+from runtime.arguments import parse_labels, parse_size
+from runtime.bundle import DEFAULT_MODEL, TextConditioning
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.image import check_size, check_writable, grid_size, write_file
@@ -24,55 +20,30 @@ from runtime.loading import load
 from runtime.noise import GENERATORS
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import add_plan_arguments, plan_settings
-from runtime.prompt import shortened
+from runtime.progress import ProgressBar, announced
+from runtime.prompts_command import draw_prompts
 from runtime.result import Result, image_paths
 from runtime.source_image import open_image
 
-BAR_WIDTH = 30
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
-MAX_DIGITS = 18  # of a label; Python reads no number of thousands
 ARRAYS = ".npz"
 CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
-
-
-class ProgressBar:
-    """Rows done, on a terminal; silent elsewhere. As a context it ends its line, whatever ends the work."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.begun, self.shown = stream, time.monotonic(), stream.isatty()
-        self.unfinished = False
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.unfinished:
-            self.stream.write("\n")
-            self.stream.flush()
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self.shown:
-            return
-        filled = BAR_WIDTH * done // total
-        left = (time.monotonic() - self.begun) * (total - done) / done
-        bar = "█" * filled + "·" * (BAR_WIDTH - filled)
-        self.unfinished = done < total
-        self.stream.write(f"\r{bar} {done}/{total}  {left:.0f} s left " + ("" if self.unfinished else "\n"))
-        self.stream.flush()
+OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder"
+PROMPTS = "a list to draw into the folder -o: on each line a prompt or label, or JSON if it is .jsonl (docs/prompts.md)"
+SEED = "of the first image, the next has the next; without it one is drawn and printed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=draw)
     parser.add_argument("prompt", nargs="?", help="what a model of text is to draw")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help=PROMPTS)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a bundle's folder or name (default: %(default)s)")
     parser.add_argument("--negative", metavar="PROMPT", help="what a model of text is to lead away from")
     parser.add_argument("--label", help="what a model of classes is to draw: a number, a name, or all (default: 0)")
     parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels (default: the model's)")
     parser.add_argument("--clip-skip", type=int, help=CLIP_SKIP)
     parser.add_argument("--count", type=int, default=1, help="images, for each label (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, help="of the first image, the next has the next; without it one is drawn and printed"
-    )
+    parser.add_argument("--seed", type=int, help=SEED)
     parser.add_argument(
         "--rng", choices=sorted(GENERATORS), default="philox", help="noise generator (default: %(default)s)"
     )
@@ -81,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", type=Path, metavar="FILE", help="begin at this picture instead of noise alone")
     group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8)")
     add_plan_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, help=".png, .webp or .jpg, or .npz for arrays")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=OUTPUT)
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     add_machine_arguments(parser)
@@ -103,26 +74,6 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore-memory", action="store_true", help="try also what seems to need far more memory than there is"
     )
     group.add_argument("--variant", help="which graphs to use where there are several, such as fp16 (default: fp32)")
-
-
-def parse_labels(text: str, conditioning: ClassConditioning) -> list[int]:
-    """Labels by number, name or "all".
-
-    Raises:
-        RequestError: neither of these.
-    """
-    if text == "all":
-        return list(range(conditioning.num_classes))
-    if text in conditioning.names:
-        return [conditioning.names.index(text)]
-    if text.isdecimal() and len(text) <= MAX_DIGITS and int(text) < conditioning.num_classes:
-        return [int(text)]
-    names = (
-        ""
-        if conditioning.names == tuple(map(str, range(conditioning.num_classes)))
-        else f" ({', '.join(conditioning.names)})"
-    )
-    raise RequestError(f"label {shortened(text)!r} is none of 0 to {conditioning.num_classes - 1}{names} or all")
 
 
 def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[list[Any], dict[str, Any]]:
@@ -197,21 +148,6 @@ def save_arrays(result: Result, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
-@contextlib.contextmanager
-def announced(stream: TextIO) -> Iterator[None]:
-    """Say what is being loaded, on a terminal."""
-    logger, handler = logging.getLogger("runtime"), logging.StreamHandler(stream)
-    if not stream.isatty():
-        yield
-        return
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 def draw(arguments: argparse.Namespace) -> int:
     """Draw, and say in one line what was used and where it went."""
     if not 1 <= arguments.count <= MAX_COUNT:
@@ -224,6 +160,8 @@ def draw(arguments: argparse.Namespace) -> int:
         arguments.variant,
         arguments.ignore_memory,
     )
+    if arguments.prompts is not None:
+        return draw_prompts(arguments, pipeline)
     wanted, settings = what_to_draw(arguments, pipeline)
     total = len(wanted) * arguments.count
     columns = arguments.count if len(wanted) > 1 else math.ceil(math.sqrt(total))

@@ -18,3 +18,7 @@ class EngineError(DiffusionError):
 
 class RequestError(DiffusionError, ValueError):
     """An argument is out of range or does not fit the model."""
+
+
+class PromptWarning(UserWarning):
+    """Not all of a prompt will be heard."""

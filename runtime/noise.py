@@ -13,7 +13,7 @@ Both turn two uniform numbers u and v into normal ones, √(-2 ln u) cos(2πv) a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -45,6 +45,11 @@ def noise_generator(name: str, seed: int) -> NoiseGenerator:
     if name not in GENERATORS:
         raise RequestError(f"noise generator {name!r} is unknown; choose {' or '.join(GENERATORS)}")
     return GENERATORS[name](seed)
+
+
+def draw_each(generators: Sequence[NoiseGenerator], shape: tuple[int, ...]) -> Float32:
+    """The next draw of each image's noise, float32 (B, C, H, W)."""
+    return np.stack([generator.draw(shape) for generator in generators])
 
 
 def image_seed(seed: int, k: int) -> int:

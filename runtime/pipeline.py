@@ -27,8 +27,9 @@ from runtime.errors import RequestError
 from runtime.limits import check_whole, is_finite_number
 from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
-from runtime.noise import GENERATORS, NoiseGenerator, image_seed, noise_generator
+from runtime.noise import GENERATORS, draw_each, image_seed, noise_generator
 from runtime.plan import Plan
+from runtime.recipe import Recipe, Settings
 from runtime.result import Result
 from runtime.session import Array, Session, as_inputs
 
@@ -75,19 +76,6 @@ class Step:
     pred_original_sample: Float32
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to sample, every default filled in; made by ``Pipeline.settings``."""
-
-    plan: Plan
-    guidance_scale: float
-    seed: int
-    rng: str
-    batch_size: int
-    plan_sha256: str | None  # of a plan that was given
-    untouched: bool = False  # strength 0: the image to begin at stays as it is, and the plan is not walked
-
-
 class Pipeline(ABC):
     """A bundle ready to draw; ``runtime.load`` makes the one that fits."""
 
@@ -105,6 +93,24 @@ class Pipeline(ABC):
         Raises:
             RequestError: the model draws no such size.
         """
+
+    @abstractmethod
+    def recipe(self, **settings: Any) -> Recipe:
+        """Fill in the defaults of a request, and check it; nothing is computed.
+
+        Raises:
+            RequestError: an argument is out of range.
+        """
+
+    @abstractmethod
+    def draw(
+        self,
+        recipe: Recipe,
+        conditions: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw an image for each of the conditions, as ``Result.conditions`` has them, and of the seeds, (B,) both."""
 
     def plan(self, sampler: str | None = None, num_inference_steps: int | None = None, **options: Any) -> Plan:
         """Compile a plan for this model; what is not said is the bundle's default.
@@ -227,7 +233,7 @@ class Pipeline(ABC):
         generators = [noise_generator(rng, seed) for seed in seeds]
         samples: deque[Float32] = deque(maxlen=HISTORY)
         outputs: deque[Float32] = deque(maxlen=HISTORY)
-        samples.appendleft(first_sample(plan, draw(generators, shape), original_sample))
+        samples.appendleft(first_sample(plan, draw_each(generators, shape), original_sample))
         for i in range(len(plan)):
             scale = 1 + float(plan.guidance[i]) * (guidance_scale - 1)
             output = self.predict(unet, samples[0], float(plan.timesteps[i]), conditioning, scale, plan)
@@ -235,7 +241,7 @@ class Pipeline(ABC):
             if plan.clip_sample is not None:
                 output, pred_original = clip_original(plan.x0_weights[i], samples[0], output, plan.clip_sample)
             outputs.appendleft(output)
-            noise = draw(generators, shape) if plan.weights[i, -1] != 0 else None
+            noise = draw_each(generators, shape) if plan.weights[i, -1] != 0 else None
             following = combine(plan.weights[i], [*padded(samples), *padded(outputs), noise])
             if not np.isfinite(following).all():
                 remedy = self.networks.wider("unet") or f"guidance_scale {guidance_scale} is too large"
@@ -286,11 +292,6 @@ def evaluate(unet: Session, sample: Float32, timestep: float, conditions: Mappin
     inputs: dict[str, Array] = {"sample": sample, "timestep": np.full(len(sample), timestep, np.float32), **conditions}
     output: Float32 = unet.run(**as_inputs(unet, inputs))["out_sample"]
     return output
-
-
-def draw(generators: Sequence[NoiseGenerator], shape: tuple[int, ...]) -> Float32:
-    """The next draw of each image's noise, float32 (B, C, H, W)."""
-    return np.stack([generator.draw(shape) for generator in generators])
 
 
 def padded(history: deque[Float32]) -> list[Float32 | None]:

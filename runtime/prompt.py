@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle, TextConditioning
-from runtime.errors import BundleError, RequestError
+from runtime.errors import BundleError, PromptWarning, RequestError
 
 Int64 = npt.NDArray[np.int64]
 
@@ -60,7 +60,9 @@ class PromptTokenizer:
         if len(encoding.ids) > room:
             rest = shortened(prompt[encoding.offsets[room][0] :])
             warnings.warn(
-                f"the prompt has {len(encoding.ids)} tokens, of which {room} fit; cut off is {rest!r}", stacklevel=2
+                f"the prompt has {len(encoding.ids)} tokens, of which {room} fit; cut off is {rest!r}",
+                PromptWarning,
+                stacklevel=2,
             )
         self.warn_of_unknown_words(prompt)
         kept = encoding.ids[:room]
@@ -78,6 +80,7 @@ class PromptTokenizer:
             warnings.warn(
                 f"{self.name} was not trained with {shortened(', '.join(unknown))!r}; "
                 f"it knows: {', '.join(self.conditioning.known_words)}",
+                PromptWarning,
                 stacklevel=3,
             )
 

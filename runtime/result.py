@@ -46,9 +46,20 @@ class Result:
         for each in paths:
             check_writable(each, overwrite)
         for k, each in enumerate(paths):
-            own = self.metadata | {"seed": self.seeds[k], **self.conditions[k]}
-            write_file(each, encode_image(self.images[k], each.suffix.lower(), own))
+            write_file(each, self.encoded(k, each.suffix.lower()))
         return paths
+
+    def encoded(self, k: int, suffix: str) -> bytes:
+        """Image k as the bytes of a file; a PNG carries its own metadata.
+
+        Raises:
+            RequestError: the format cannot hold the picture.
+        """
+        return encode_image(self.images[k], suffix, self.metadata_of(k))
+
+    def metadata_of(self, k: int) -> dict[str, Any]:
+        """What made image k."""
+        return self.metadata | {"seed": self.seeds[k], **self.conditions[k]}
 
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None, overwrite: bool = False) -> Path:
         """Write all images on one sheet; without ``columns`` it is about as wide as high.

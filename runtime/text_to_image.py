@@ -5,7 +5,7 @@ Shapes: B images, L tokens, D width of the text embeddings, C h w one image's la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +19,9 @@ from runtime.image import UInt8, to_uint8
 from runtime.limits import check_whole
 from runtime.memory import check_memory
 from runtime.networks import Networks
-from runtime.noise import image_seed
 from runtime.pipeline import Conditioning, Pipeline, Progress
 from runtime.prompt import PromptTokenizer, check_text
+from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.session import as_inputs
 from runtime.source_image import ImageInput, fit, open_image, to_sample
@@ -89,22 +89,48 @@ class TextToImage(Pipeline):
             RequestError: an argument is out of range, and nothing has been computed; or a network's numbers are no
                 longer finite.
         """
-        prompts, negatives = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        conditions = self.conditions(prompt, negative_prompt, num_images_per_prompt)
+        recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, **settings)
+        return self.draw(recipe, conditions, recipe.settings.seeds(len(conditions)), progress)
+
+    def recipe(
+        self,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        clip_skip: int | None = None,
+        image: ImageInput | None = None,
+        **settings: Any,
+    ) -> Recipe:
+        """How images are made; the arguments are those of a call."""
         opened = None if image is None else open_image(image)
         width, height = self.check_size(width, height, opened)
         clip_skip = self.check_clip_skip(clip_skip)
         chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
-        self.check_memory(width, height, min(chosen.batch_size, len(prompts)))
         begin = None if opened is None else fit(opened, width, height)
-        original = None if begin is None else self.encode_image(begin)
-        seeds = tuple(image_seed(chosen.seed, k) for k in range(len(prompts)))
         shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
-        sample = self.sample(self.encode(prompts, negatives, clip_skip), chosen, seeds, shape, progress, original)
-        conditions = tuple(
-            {"prompt": wanted, "negative_prompt": unwanted} for wanted, unwanted in zip(prompts, negatives, strict=True)
-        )
         metadata = self.metadata(chosen, begin) | {"width": width, "height": height, "clip_skip": clip_skip}
-        return Result(self.decode(sample), sample, seeds, conditions, metadata)
+        return Recipe(chosen, shape, metadata, begin)
+
+    def draw(
+        self,
+        recipe: Recipe,
+        conditions: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw an image for each prompt with its negative prompt, and for each seed, (B,) both.
+
+        Raises:
+            RequestError: there is too little memory, or a network's numbers are no longer finite.
+        """
+        made = recipe.metadata
+        self.check_memory(made["width"], made["height"], min(recipe.settings.batch_size, len(seeds)))
+        original = None if recipe.image is None else self.encode_image(recipe.image)
+        prompts, negatives = ([each[key] for each in conditions] for key in ("prompt", "negative_prompt"))
+        conditioning = self.encode(prompts, negatives, made["clip_skip"])
+        sample = self.sample(conditioning, recipe.settings, seeds, recipe.shape, progress, original)
+        return Result(self.decode(sample), sample, tuple(seeds), tuple(conditions), made)
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
@@ -165,10 +191,13 @@ class TextToImage(Pipeline):
         if self.networks.provider == "cpu" and not self.networks.ignore_memory:
             check_memory(self.bundle, width, height, batch, self.networks.low_memory, self.networks.variant)
 
-    def check_prompts(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, num_images_per_prompt: int
-    ) -> tuple[list[str], list[str]]:
-        """Prompt and negative prompt of every image.
+    def conditions(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+    ) -> tuple[dict[str, str], ...]:
+        """Prompt and negative prompt of every image; the arguments are those of a call.
 
         Raises:
             RequestError: no prompt, one that is no text, another number of negative prompts, or no images.
@@ -181,9 +210,8 @@ class TextToImage(Pipeline):
         if len(prompts) != len(negatives):
             raise RequestError(f"{len(prompts)} prompts have {len(negatives)} negative prompts; give one, or as many")
         check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
-        return [p for p in prompts for _ in range(num_images_per_prompt)], [
-            n for n in negatives for _ in range(num_images_per_prompt)
-        ]
+        pairs = ({"prompt": p, "negative_prompt": n} for p, n in zip(prompts, negatives, strict=True))
+        return tuple(pair for pair in pairs for _ in range(num_images_per_prompt))
 
     def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
         """Width and height, what was not said filled in: from the image to begin at, or by default.

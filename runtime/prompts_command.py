@@ -1,0 +1,84 @@
+"""``python -m runtime --prompts FILE -o FOLDER``: a list of prompts or labels on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from runtime.arguments import parse_size
+from runtime.bundle import TextConditioning
+from runtime.draw_list import Report, draw_list
+from runtime.errors import RequestError
+from runtime.image import FORMATS
+from runtime.picture_index import INDEX
+from runtime.pipeline import Pipeline
+from runtime.plan_arguments import plan_settings
+from runtime.progress import ProgressBar, announced
+from runtime.prompt_list import read_prompt_list
+
+FAILED = 2
+
+
+def draw_prompts(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
+    """Draw a list; at the end say what failed, each in a line, and what there is."""
+    check_flags(arguments)
+    is_text = isinstance(pipeline.bundle.conditioning, TextConditioning)
+    entries = read_prompt_list(arguments.prompts, "prompt" if is_text else "label")
+    print(pipeline.provider_reason, flush=True)
+    with announced(sys.stderr), ProgressBar(sys.stderr) as progress:
+        report = draw_list(
+            pipeline,
+            entries,
+            arguments.output,
+            defaults_of(arguments),
+            arguments.seed,
+            arguments.overwrite,
+            progress,
+        )
+    # All pictures of a line may have failed for the same reason, which is told once.
+    for line, reason in dict.fromkeys((each.line, each.error) for each in report.failures):
+        print(f"error: {arguments.prompts}, line {line}: {reason}", file=sys.stderr)
+    print("; ".join([summary(report, arguments.output, pipeline), *pipeline.networks.fallbacks.values()]))
+    return FAILED if report.failures else 0
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Refuse what does not go with a list.
+
+    Raises:
+        RequestError: a flag that the list stands for, or an output that is no folder.
+    """
+    given = {"a prompt": arguments.prompt, "--label": arguments.label, "--grid": arguments.grid or None}
+    for name, value in given.items():
+        if value is not None:
+            raise RequestError(f"--prompts {arguments.prompts} says what to draw, one file each; leave out {name}")
+    output: Path = arguments.output
+    if output.suffix.lower() in (*FORMATS, ".npz"):
+        raise RequestError(f"with --prompts -o names a folder, and {output} is named like a file")
+
+
+def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say for all that a list does not say, as arguments of a pipeline."""
+    width, height = (None, None) if arguments.size is None else parse_size(arguments.size)
+    flags = {
+        "negative_prompt": arguments.negative,
+        "count": arguments.count,
+        "width": width,
+        "height": height,
+        "clip_skip": arguments.clip_skip,
+        "guidance_scale": arguments.guidance_scale,
+        "rng": arguments.rng,
+        "image": arguments.image,
+        "strength": arguments.strength,
+        "batch_size": arguments.batch_size,
+    }
+    return {name: value for name, value in flags.items() if value is not None} | plan_settings(arguments)
+
+
+def summary(report: Report, folder: Path, pipeline: Pipeline) -> str:
+    parts = [f"{report.drawn} drawn", f"{report.kept} there before"]
+    if report.failures:
+        parts.append(f"{len(report.failures)} failed, which the same command tries again")
+    return f"{folder / INDEX}: {pipeline.bundle.name}, seed {report.seed}; {', '.join(parts)}"
