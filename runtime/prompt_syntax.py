@@ -1,0 +1,152 @@
+r"""What people type into prompts beside words: weights, breaks, and what other programs understand.
+
+    (word)        counts 1.1 times as much, ((word)) 1.21 times
+    (word:1.3)    counts 1.3 times as much
+    [word]        counts 1.1 times less
+    \( \) \[ \] \\   are the characters themselves
+    BREAK         begins the next chunk of 75 tokens
+
+These are the rules of the web interfaces, and nothing is ever wrong: a bracket without its counterpart is text.
+``<lora:x:0.8>``, ``[a:b:0.5]``, ``[a|b]`` and ``AND`` mean something there that is not done here; they are replaced by
+what comes nearest, and each is named in ``Prompt.notes``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+ROUND, SQUARE = 1.1, 1 / 1.1
+MAX_WEIGHT = 100.0
+COUNTERPART = {")": "(", "]": "["}
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+LEXEME = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\", re.DOTALL)
+WEIGHT = re.compile(rf":\s*({NUMBER})\s*$")
+EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
+COMPOSED = re.compile(r"\bAND\b")
+BREAK = re.compile(r"\bBREAK\b")
+EDITED = re.compile(rf"\[((?:[^\[\]:|]*:){{1,2}})\s*({NUMBER})\s*\]")
+ALTERNATED = re.compile(r"\[([^\[\]:|]*)\|[^\[\]:]*\]")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt whose words all count alike.
+
+    Attributes:
+        text: without any syntax.
+        weight: how many times as much as usual it counts.
+    """
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that was understood.
+
+    Attributes:
+        sections: what stands between breaks; at least one.
+        notes: what was found in it and is not done here, in words.
+    """
+
+    sections: tuple[tuple[Piece, ...], ...]
+    notes: tuple[str, ...]
+
+
+def parse(text: str) -> Prompt:
+    """Understand a prompt, whatever it is."""
+    text, notes = replace_foreign(text)
+    sections: list[list[tuple[str, float]]] = [[]]
+    for part, weight in weighted(text):
+        first, *others = BREAK.split(part)
+        sections[-1].append((first, weight))
+        sections += [[(other, weight)] for other in others]
+    return Prompt(tuple(map(joined, sections)), tuple(notes))
+
+
+def joined(parts: Iterable[tuple[str, float]]) -> tuple[Piece, ...]:
+    """Parts that count alike in one piece, since words go on where nothing changes."""
+    told = (part for part in parts if part[0])
+    alike = itertools.groupby(told, key=lambda part: part[1])
+    return tuple(Piece("".join(text for text, _ in group), weight) for weight, group in alike)
+
+
+def replace_foreign(text: str) -> tuple[str, list[str]]:
+    """Put what comes nearest in the place of what is not done here."""
+    notes: list[str] = []
+
+    def network(found: re.Match[str]) -> str:
+        notes.append(f"{found[0]} is left out: a LoRA is merged when the model is exported (--lora)")
+        return ""
+
+    def edited(found: re.Match[str]) -> str:
+        chosen = next((part for part in reversed(found[1].split(":")) if part.strip()), "")
+        notes.append(
+            f"{found[0]} is taken for {chosen.strip()!r} from the first step on: prompts do not change halfway"
+        )
+        return chosen
+
+    def alternated(found: re.Match[str]) -> str:
+        notes.append(f"{found[0]} is taken for {found[1].strip()!r}: prompts do not alternate")
+        return found[1]
+
+    def composed(found: re.Match[str]) -> str:
+        notes.append("AND is taken for a comma: prompts are not composed")
+        return ","
+
+    for pattern, nearest in (
+        (EXTRA_NETWORK, network),
+        (EDITED, edited),
+        (ALTERNATED, alternated),
+        (COMPOSED, composed),
+    ):
+        text = pattern.sub(nearest, text)
+    return text, list(dict.fromkeys(notes))
+
+
+def weighted(text: str) -> list[tuple[str, float]]:
+    """The parts of a prompt, in order, with their weights; brackets that have a counterpart are gone."""
+    lexemes = LEXEME.findall(text)
+    closing = counterparts(lexemes)
+    opening = {begin: end for end, begin in closing.items()}
+    explicit = {
+        end: float(found[1]) for end in closing if lexemes[end] == ")" and (found := WEIGHT.search(lexemes[end - 1]))
+    }
+    parts: list[tuple[str, float]] = []
+    weights = [1.0]
+    for i, lexeme in enumerate(lexemes):
+        if i in opening:
+            usual = ROUND if lexeme == "(" else SQUARE
+            weights.append(bounded(weights[-1] * explicit.get(opening[i], usual)))
+        elif i in closing:
+            weights.pop()
+        else:
+            own = WEIGHT.sub("", lexeme) if i + 1 in explicit else lexeme
+            parts.append((own[1:] if len(own) == 2 and own[0] == "\\" else own, weights[-1]))
+    return parts
+
+
+def bounded(weight: float) -> float:
+    """Within ± ``MAX_WEIGHT``: beyond it no picture is left, and far beyond no number."""
+    return max(-MAX_WEIGHT, min(MAX_WEIGHT, weight))
+
+
+def counterparts(lexemes: Iterable[str]) -> dict[int, int]:
+    """Where each bracket that closes one has that one; whatever stands open in between is text."""
+    found: dict[int, int] = {}
+    still_open: list[tuple[str, int]] = []
+    waiting = dict.fromkeys(COUNTERPART.values(), 0)
+    for i, lexeme in enumerate(lexemes):
+        if lexeme in waiting:
+            still_open.append((lexeme, i))
+            waiting[lexeme] += 1
+        elif lexeme in COUNTERPART and waiting[COUNTERPART[lexeme]]:
+            kind = ""
+            while kind != COUNTERPART[lexeme]:
+                kind, found[i] = still_open.pop()
+                waiting[kind] -= 1
+    return found
