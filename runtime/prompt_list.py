@@ -92,9 +92,9 @@ def read_prompt_list(path: Path, subject: str) -> list[Entry]:
 
 
 def find_list(path: Path) -> Path:
-    """A file, or else a list that comes with the package."""
+    """A file, or else a list that comes with the package; a folder of its name may be where it was drawn to."""
     own = LISTS / f"{path}.jsonl"
-    return own if re.fullmatch(r"[a-z]+", str(path)) and own.is_file() and not path.exists() else path
+    return own if re.fullmatch(r"[a-z]+", str(path)) and own.is_file() and not path.is_file() else path
 
 
 def read_text(path: Path) -> str:

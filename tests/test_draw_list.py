@@ -292,10 +292,10 @@ def test_pictures_that_begin_at_others(
         np.testing.assert_array_equal(pixels(tmp_path, record["file"]), alone.images[0].squeeze())
         assert record["settings"] == alone.metadata_of(0)
     Image.new("L", (8, 8), 90).save("a.png")
-    with pytest.raises(RequestError, match="line 1 has changed since .*: image_sha256 was"):
+    with pytest.raises(RequestError, match=r"line 1 has changed since .*: image_sha256 was"):
         run(pipeline, tmp_path, lines, defaults={"image": Path("b.png"), "strength": 0.5})
     Path("a.png").unlink()
-    with pytest.raises(RequestError, match="line 1: the picture a.png does not exist"):
+    with pytest.raises(RequestError, match=r"line 1: the picture a\.png does not exist"):
         run(pipeline, tmp_path, lines, defaults={"image": Path("b.png")})
 
 

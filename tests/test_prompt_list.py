@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
-from runtime.prompt_list import MAX_LIST_BYTES, Entry, read_prompt_list
+from runtime.plan_arguments import SAMPLER_OPTIONS
+from runtime.prompt_list import KINDS, MAX_LIST_BYTES, Entry, read_prompt_list
 
 
 def read(folder: Path, data: bytes | str, name: str = "list.jsonl", subject: str = "prompt") -> list[Entry]:
@@ -60,6 +61,11 @@ def test_a_json_line_says_what_a_pipeline_takes_by_its_names_or_the_flags(tmp_pa
     assert second.line == 4
     assert second.asked == asked
     assert second.values == values
+
+
+def test_the_documentation_names_every_key() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "prompts.md").read_text("utf-8")
+    assert [key for key in sorted(KINDS.keys() - SAMPLER_OPTIONS) if f"`{key}`" not in page] == []
 
 
 @pytest.mark.parametrize(

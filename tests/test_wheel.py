@@ -66,6 +66,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"training", "export", "runtime"}
+    assert {"runtime/prompts/paper.jsonl"} <= set(names)
     assert {"runtime/pipeline.py", "export/graphs.py", "training/noise_schedule.py"} <= set(names)
     assert [name for name in names if name.endswith("/LICENSE")]
 
