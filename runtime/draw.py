@@ -149,7 +149,7 @@ def save_arrays(result: Result, path: Path) -> None:
 
 
 def draw(arguments: argparse.Namespace) -> int:
-    """Draw, and say in one line what was used and where it went."""
+    """Draw what the words on a command line ask for, or a list in a file."""
     if not 1 <= arguments.count <= MAX_COUNT:
         raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
     pipeline = load(
@@ -160,8 +160,11 @@ def draw(arguments: argparse.Namespace) -> int:
         arguments.variant,
         arguments.ignore_memory,
     )
-    if arguments.prompts is not None:
-        return draw_prompts(arguments, pipeline)
+    return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
+
+
+def draw_words(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
+    """Draw, and say in one line what was used and where it went."""
     wanted, settings = what_to_draw(arguments, pipeline)
     total = len(wanted) * arguments.count
     columns = arguments.count if len(wanted) > 1 else math.ceil(math.sqrt(total))
