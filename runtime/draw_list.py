@@ -205,7 +205,7 @@ def warn_of_prompts(pipeline: Pipeline, left: Iterable[Picture]) -> None:
             said.add((picture.entry.line, text))
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                pipeline.tokenizer.ids(text)
+                pipeline.tokenizer.chunks(text)
             for each in caught:
                 warnings.warn(f"{picture.entry.where}: {each.message}", PromptWarning, stacklevel=3)
 

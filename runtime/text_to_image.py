@@ -5,7 +5,9 @@ Shapes: B images, L tokens, D width of the text embeddings, C h w one image's la
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,14 +25,24 @@ from runtime.pipeline import Conditioning, Pipeline, Progress
 from runtime.prompt import PromptTokenizer, check_text
 from runtime.recipe import Recipe
 from runtime.result import Result
-from runtime.session import as_inputs
+from runtime.session import Array
 from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.text_encoder import encode_chunks, followed_by
 from runtime.vae import Tiling, decode, encode
 
 Float32 = npt.NDArray[np.float32]
 
 DEFAULT_BATCH_SIZE = 1
+PROMPTS = ("prompt", "negative_prompt")  # the keys of an image's conditions
 MAX_SIDE = 2**14
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a request, by their places in it, with prompts of one length, and what the U-Net is told of them."""
+
+    images: list[int]
+    conditioning: Conditioning
 
 
 class TextToImage(Pipeline):
@@ -127,9 +139,13 @@ class TextToImage(Pipeline):
         made = recipe.metadata
         self.check_memory(made["width"], made["height"], min(recipe.settings.batch_size, len(seeds)))
         original = None if recipe.image is None else self.encode_image(recipe.image)
-        prompts, negatives = ([each[key] for each in conditions] for key in ("prompt", "negative_prompt"))
-        conditioning = self.encode(prompts, negatives, made["clip_skip"])
-        sample = self.sample(conditioning, recipe.settings, seeds, recipe.shape, progress, original)
+        groups = self.encode(conditions, made["clip_skip"])
+        batches = [-(-len(group.images) // recipe.settings.batch_size) for group in groups]
+        sample = np.empty((len(seeds), *recipe.shape), np.float32)
+        for group, before in zip(groups, itertools.accumulate(batches, initial=0), strict=False):
+            told = of_all(progress, before * recipe.rows, sum(batches) * recipe.rows)
+            own = [seeds[k] for k in group.images]
+            sample[group.images] = self.sample(group.conditioning, recipe.settings, own, recipe.shape, told, original)
         return Result(self.decode(sample), sample, tuple(seeds), tuple(conditions), made)
 
     @cached_property
@@ -137,24 +153,30 @@ class TextToImage(Pipeline):
         """Read when it is first needed."""
         return PromptTokenizer(self.bundle, self.conditioning)
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str], clip_skip: int) -> Conditioning:
-        """What the U-Net is told of B prompts and their negatives: encoder_hidden_states float32 (B, L, D).
+    def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int) -> list[Group]:
+        """What the U-Net is told of prompts and their negatives: encoder_hidden_states float32 (B, L, D).
+
+        Of an image's two prompts the shorter is followed by chunks of the empty one. Images with the same L are one
+        group, so that what an image is told does not depend on others.
 
         Raises:
             RequestError: one is not text, or longer than a million characters.
         """
-        ids = {text: self.tokenizer.ids(text) for text in dict.fromkeys([*prompts, *negative_prompts])}
-        encoder = self.networks.session("text_encoder")
-        extra = np.zeros((1, self.conditioning.embedding_dim), np.float32)
-        # One text at a time: so what it becomes does not depend on the others.
-        encoded = {
-            text: encoder.run(
-                **as_inputs(encoder, {"input_ids": own, "extra_embeddings": extra, "clip_skip": np.array(clip_skip)})
-            )["last_hidden_state"]
-            for text, own in ids.items()
-        }
-        cond, uncond = (np.concatenate([encoded[text] for text in texts]) for texts in (prompts, negative_prompts))
-        return Conditioning({"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond})
+        encoder, dim = self.networks.session("text_encoder"), self.conditioning.embedding_dim
+        texts = dict.fromkeys(each[key] for each in conditions for key in PROMPTS)
+        encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip, dim) for text in [*texts, ""]}
+        groups: dict[int, list[int]] = {}
+        for k, each in enumerate(conditions):
+            groups.setdefault(max(encoded[each[key]].shape[1] for key in PROMPTS), []).append(k)
+
+        def told(images: list[int], key: str, length: int) -> dict[str, Array]:
+            states = [followed_by(encoded[conditions[k][key]], encoded[""], length) for k in images]
+            return {"encoder_hidden_states": np.concatenate(states)}
+
+        return [
+            Group(images, Conditioning(*(told(images, key, length) for key in PROMPTS)))
+            for length, images in groups.items()
+        ]
 
     def encode_image(self, image: Image) -> Float32:
         """An image of the size to be drawn as the mean of its latents, float32 (C, h, w).
@@ -249,3 +271,14 @@ def texts(prompt: str | Sequence[str]) -> list[str]:
     for each in found:
         check_text(each)
     return found
+
+
+def of_all(progress: Progress | None, before: int, rows: int) -> Progress | None:
+    """A group's progress as that of the whole request.
+
+    Args:
+        progress: of the request.
+        before: rows that were done when the group began.
+        rows: of all groups.
+    """
+    return None if progress is None else lambda done, _: progress(before + done, rows)

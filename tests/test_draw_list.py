@@ -346,9 +346,9 @@ def test_a_size_that_memory_does_not_allow_fails_alone(
 
 def test_what_is_cut_off_is_said_with_its_line_and_once(text: Pipeline, tmp_path: Path) -> None:
     with pytest.warns(PromptWarning) as said:
-        run(text, tmp_path, '{"prompt": "red"}\n{"prompt": "a red circle on a white square", "count": 2}\n')
+        run(text, tmp_path, f'{{"prompt": "red"}}\n{{"prompt": "{"red " * 192}a square", "count": 2}}\n')
     assert [str(each.message).removeprefix(str(tmp_path)) for each in said] == [
-        "/list.jsonl, line 2: the prompt has 7 tokens, of which 6 fit; cut off is 'square'"
+        "/list.jsonl, line 2: the prompt has 194 tokens, of which 192 are read; cut off is 'a square'"
     ]
 
 

@@ -112,8 +112,9 @@ def test_too_little_memory_is_refused_unless_it_is_to_be_ignored(
 
 
 def test_a_cut_off_prompt_is_one_warning(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", model, "a red circle on a white blue square", "--count", "3", "-o", "out.png"]) == 0
-    assert capsys.readouterr().err == ("warning: the prompt has 8 tokens, of which 6 fit; cut off is 'blue square'\n")
+    assert main(["--model", model, "red " * 192 + "a blue square", "--count", "3", "-o", "out.png"]) == 0
+    said = capsys.readouterr().err
+    assert said == "warning: the prompt has 195 tokens, of which 192 are read; cut off is 'a blue square'\n"
 
 
 @pytest.mark.parametrize(

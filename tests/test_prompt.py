@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from runtime.bundle import File, TextConditioning
-from runtime.errors import RequestError
+from runtime.errors import PromptWarning, RequestError
 from runtime.prompt import PromptTokenizer
 from training.stable_diffusion.tokenizer import TOKENIZER_FILE
 
@@ -94,23 +94,75 @@ def test_begin_end_and_padding(tokenizer: PromptTokenizer) -> None:
     assert quiet_ids(tokenizer, "a photo of a cat") == [49406, 320, 1125, 539, 320, 2368, *[49407] * 71]
 
 
-def test_75_tokens_fit_and_of_the_76th_it_is_said_what_is_lost(tokenizer: PromptTokenizer) -> None:
+def lengths(tokenizer: PromptTokenizer, prompt: str) -> list[int]:
+    """How many tokens each chunk has before its end."""
+    return [int((chunk.ids[0] == 49407).argmax()) - 1 for chunk in tokenizer.chunks(prompt)]
+
+
+def test_75_tokens_are_one_chunk_and_the_76th_begins_another(tokenizer: PromptTokenizer) -> None:
     with warnings.catch_warnings(action="error"):
-        tokenizer.ids("cat " * 75)
-    with pytest.warns(UserWarning, match="has 77 tokens, of which 75 fit; cut off is 'red Dog'"):
-        tokenizer.ids("cat " * 75 + "red Dog")
+        assert lengths(tokenizer, "cat " * 75) == [75]
+        assert lengths(tokenizer, "cat " * 76) == [75, 1]
+        assert lengths(tokenizer, "cat " * 400) == [75] * 5 + [25]
+        assert lengths(tokenizer, "") == [0]
+    first, second = tokenizer.chunks("cat " * 75 + "red dog")
+    assert first.ids.tolist() == tokenizer.ids("cat " * 75).tolist()
+    assert second.ids.tolist() == tokenizer.ids("red dog").tolist()
+
+
+@pytest.mark.parametrize(
+    ("comma_at", "expected"),
+    [(74, [75, 25]), (60, [61, 39]), (55, [56, 44]), (54, [75, 25]), (10, [75, 25]), (75, [75, 25])],
+)
+def test_a_full_chunk_ends_after_a_comma_among_its_last_twenty(
+    tokenizer: PromptTokenizer, comma_at: int, expected: list[int]
+) -> None:
+    """Counted from 0, of 100 tokens; the web interfaces' rule, where a comma that is one too many moves on."""
+    prompt = "cat " * comma_at + ", " + "dog " * (99 - comma_at)
+    assert lengths(tokenizer, prompt) == expected
+
+
+def test_a_break_ends_a_chunk(tokenizer: PromptTokenizer) -> None:
+    first, second = tokenizer.chunks("a red cat BREAK on a mat")
+    assert first.ids.tolist() == tokenizer.ids("a red cat").tolist()
+    assert second.ids.tolist() == tokenizer.ids("on a mat").tolist()
+
+
+def test_every_token_has_the_weight_of_its_piece(tokenizer: PromptTokenizer) -> None:
+    (chunk,) = tokenizer.chunks("a (red cat:1.5) on [a mat]")
+    assert chunk.ids.tolist() == tokenizer.ids("a red cat on a mat").tolist()
+    expected = [1, 1, 1.5, 1.5, 1, 1 / 1.1, 1 / 1.1] + [1] * 70
+    assert chunk.weights.tolist() == pytest.approx(expected)
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_chunks_of_any_prompt_are_framed_and_full(tokenizer: PromptTokenizer, prompt: str) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        chunks = tokenizer.chunks(prompt)
+    for chunk in chunks:
+        assert chunk.ids.shape == (1, 77)
+        assert (chunk.ids[0, 0], chunk.ids[0, -1]) == (49406, 49407)
+        assert chunk.weights.shape == (77,)
+
+
+def test_of_what_is_not_done_here_it_is_said(tokenizer: PromptTokenizer) -> None:
+    with pytest.warns(PromptWarning) as said:
+        tokenizer.chunks("a <lora:style:0.8> cat AND a dog")
+    assert [str(each.message).split(" is ")[0] for each in said] == ["<lora:style:0.8>", "AND"]
 
 
 @pytest.mark.parametrize("prompt", ["word%d " * 10_000, "a" * 100_000, "😀" * 100_000, " " * 1_000_000])
 def test_long_prompts_take_bounded_time(tokenizer: PromptTokenizer, prompt: str) -> None:
     begun = time.process_time()
-    quiet_ids(tokenizer, prompt)
+    with warnings.catch_warnings(action="ignore"):
+        tokenizer.chunks(prompt)
     assert time.process_time() - begun < 5
 
 
-def test_what_is_cut_off_is_itself_shortened(tokenizer: PromptTokenizer) -> None:
-    with pytest.warns(UserWarning, match="of which 75 fit") as said:
-        tokenizer.ids("word " * 10_000)
+def test_what_is_cut_off_is_said_and_itself_shortened(tokenizer: PromptTokenizer) -> None:
+    with pytest.warns(PromptWarning, match="has 10000 tokens, of which 2400 are read; cut off is 'word word") as said:
+        assert len(tokenizer.chunks("word " * 10_000)) == 32
     assert len(str(said[0].message)) < 200
     assert "\n" not in str(said[0].message)
 

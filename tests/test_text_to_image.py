@@ -16,7 +16,7 @@ import tiny_text_bundle as tiny
 from PIL import Image
 
 from runtime import load
-from runtime.errors import BundleError, RequestError
+from runtime.errors import BundleError, PromptWarning, RequestError
 from runtime.noise import noise_generator
 from runtime.session import Session
 from runtime.text_to_image import TextToImage
@@ -34,13 +34,16 @@ def pipeline(folder: Path) -> TextToImage:
     return loaded
 
 
-def by_hand(prompt: str, negative: str, seed: int, guidance: float, clip_skip: int) -> np.ndarray:
-    """Ten steps of DDIM (Song et al. 2021, eq. 12) for the latents of one image, in float64."""
+def by_hand(told: float, untold: float, seed: int, guidance: float) -> np.ndarray:
+    """Ten steps of DDIM (Song et al. 2021, eq. 12) for the latents of one image, in float64.
+
+    ``told`` and ``untold`` are what the U-Net adds for the prompt and for the negative one.
+    """
     abar = tiny.alphas_cumprod()
     x = noise_generator("philox", seed).draw((tiny.CHANNELS, 4, 6)).astype(np.float64)
     timesteps = [99 - 10 * k for k in range(10)]
     for t, following in zip(timesteps, [*timesteps[1:], None], strict=True):
-        uncond, cond = (x * t / (t + 1) + tiny.shift(text, clip_skip) for text in (negative, prompt))
+        uncond, cond = (x * t / (t + 1) + shift for shift in (untold, told))
         eps = uncond + guidance * (cond - uncond)
         before = 1.0 if following is None else abar[following]
         x0 = (x - np.sqrt(1 - abar[t]) * eps) / np.sqrt(abar[t])
@@ -52,7 +55,7 @@ def by_hand(prompt: str, negative: str, seed: int, guidance: float, clip_skip: i
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_latents_and_pixels_are_those_computed_by_hand(pipeline: TextToImage, guidance: float, clip_skip: int) -> None:
     result = pipeline("a red circle", negative_prompt="white", guidance_scale=guidance, seed=4, clip_skip=clip_skip)
-    latents = by_hand("a red circle", "white", 4, guidance, clip_skip)
+    latents = by_hand(tiny.shift("a red circle", clip_skip), tiny.shift("white", clip_skip), 4, guidance)
     np.testing.assert_allclose(result.sample[0], latents, rtol=0, atol=1e-5)
     pixels = (latents[:3] / tiny.SCALING_FACTOR).repeat(tiny.FACTOR, 1).repeat(tiny.FACTOR, 2)
     levels = np.clip((pixels + 1) * 127.5, 0, 255).transpose(1, 2, 0)
@@ -119,13 +122,40 @@ def test_any_size_that_the_latents_allow(pipeline: TextToImage) -> None:
         assert result.sample.shape == (1, tiny.CHANNELS, height // 2, width // 2)
 
 
-def test_a_prompt_that_is_too_long_says_what_was_cut_off(pipeline: TextToImage) -> None:
-    with pytest.warns(UserWarning, match="has 8 tokens, of which 6 fit; cut off is 'red square'") as said:
-        cut = pipeline("a blue circle on a white red square", seed=1)
-    assert len(said) == 1
+def test_a_long_prompt_is_read_to_its_end(pipeline: TextToImage) -> None:
+    """Six words are a chunk; the U-Net hears the mean of all that it is told, and of the shorter prompt's padding."""
     with warnings.catch_warnings(action="error"):
-        whole = pipeline("a blue circle on a white", seed=1)
-    assert cut.sample.tobytes() == whole.sample.tobytes()
+        result = pipeline("a red circle on white on a blue square", negative_prompt="red", seed=1, guidance_scale=3)
+    told = (tiny.shift("a red circle on white on") + tiny.shift("a blue square")) / 2
+    untold = (tiny.shift("red") + tiny.shift("")) / 2
+    latents = by_hand(told, untold, 1, 3)
+    np.testing.assert_allclose(result.sample[0], latents, rtol=0, atol=1e-5)
+
+
+def test_weights_scale_what_the_u_net_is_told(pipeline: TextToImage) -> None:
+    states = tiny.TABLE[tiny.ids("a red circle")].astype(np.float64)
+    weights = np.array([1, 1, 1.5, 1 / 1.1, 1, 1, 1, 1])[:, None]
+    states = states * weights * states.mean() / (states * weights).mean()
+    (group,) = pipeline.encode([{"prompt": "a (red:1.5) [circle]", "negative_prompt": ""}], 0)
+    np.testing.assert_allclose(group.conditioning.cond["encoder_hidden_states"][0], states, rtol=1e-6)
+
+
+def test_long_prompts_beside_short_ones_change_nothing(pipeline: TextToImage) -> None:
+    prompts = ["red", "a red circle on white on a blue square", "blue BREAK square", "green", "a (blue:2) circle"]
+    rows = []
+    together = pipeline(prompts, seed=5, batch_size=2, progress=lambda done, total: rows.append((done, total)))
+    for k, prompt in enumerate(prompts):
+        alone = pipeline(prompt, seed=5 + k)
+        assert alone.sample.tobytes() == together.sample[k].tobytes()
+    steps = pipeline.bundle.defaults.num_inference_steps
+    assert rows == [(done, 3 * steps) for done in range(1, 3 * steps + 1)]  # of three and of two images, two at a time
+
+
+def test_a_prompt_without_end_says_what_was_cut_off(pipeline: TextToImage) -> None:
+    with pytest.warns(PromptWarning, match="has 200 tokens, of which 192 are read; cut off is 'blue blue") as said:
+        cut = pipeline("red " * 192 + "blue " * 8, seed=1)
+    assert len(said) == 1
+    assert cut.sample.tobytes() == pipeline("red " * 192, seed=1).sample.tobytes()
 
 
 def test_a_small_world_names_the_words_it_does_not_know(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""What the U-Net is told of a prompt: the text encoder's words on it, chunk by chunk, some louder than others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.prompt import Chunk
+from runtime.session import Array, Session, as_inputs
+
+Float32 = npt.NDArray[np.float32]
+
+
+def encode_chunks(encoder: Session, chunks: Sequence[Chunk], clip_skip: int, embedding_dim: int) -> Float32:
+    """Chunks of a prompt as encoder_hidden_states, float32 (1, chunks · max_length, embedding_dim).
+
+    Each is read by itself, so that what it becomes depends on nothing else.
+    """
+    extra = np.zeros((1, embedding_dim), np.float32)
+    read = []
+    for chunk in chunks:
+        inputs: dict[str, Array] = {"input_ids": chunk.ids, "extra_embeddings": extra, "clip_skip": np.array(clip_skip)}
+        read.append(weighted(encoder.run(**as_inputs(encoder, inputs))["last_hidden_state"], chunk.weights))
+    return np.concatenate(read, axis=1)
+
+
+def weighted(states: Float32, weights: npt.NDArray[np.float64]) -> Float32:
+    """States of a chunk, float32 (1, L, D), each token's times its weight (L,), and then all scaled to their old mean.
+
+    z' = w·z · mean(z) / mean(w·z), in float64 and rounded once, as the web interfaces do; unscaled where the new mean
+    is 0.
+    """
+    if (weights == 1).all():
+        return states
+    before = states.astype(np.float64)
+    after = before * weights[:, None]
+    ratio = before.mean() / after.mean() if after.mean() else 1.0
+    scaled: Float32 = (after * ratio).astype(np.float32)
+    return scaled
+
+
+def followed_by(states: Float32, empty: Float32, length: int) -> Float32:
+    """States (1, l, D) with as many chunks of the empty prompt behind them as make it (1, length, D)."""
+    return np.concatenate([states, *[empty] * ((length - states.shape[1]) // empty.shape[1])], axis=1)
