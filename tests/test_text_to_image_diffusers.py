@@ -41,6 +41,12 @@ from training.stable_diffusion.config import SD15, StableDiffusionConfig
 from training.stable_diffusion.tokenizer import TOKENIZER_FILE
 
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse, it's 2026", "blurry, low quality"
+WEIGHTED = "a (photograph:1.4) of [an astronaut], BREAK riding a ((horse))"
+# The same by hand: two chunks of pieces that count alike.
+CHUNKS = (
+    (("a", 1.0), ("photograph", 1.4), ("of", 1.0), ("an astronaut", 1 / 1.1), (",", 1.0)),
+    (("riding a", 1.0), ("horse", 1.21)),
+)
 STEPS, GUIDANCE, SEED = 10, 7.5, 11
 LATENTS_TOLERANCE = 1e-3  # of the largest latent
 LEAST_PSNR_DB = 50.0  # of the images, which are rounded to 256 levels: 59 dB are lost to that alone
@@ -66,6 +72,7 @@ class Case:
     width: int = 64
     height: int = 48
     strength: float | None = None  # of a picture to begin at
+    weighted: bool = False  # WEIGHTED instead of PROMPT
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,17 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(tokenizer_file=str(TOKENIZER_FILE), model_max_length=77, **special)
 
 
+def by_hand(pipeline: StableDiffusionPipeline, clip_skip: int) -> torch.Tensor:
+    """``CHUNKS`` as diffusers' text encoder reads them, tokens times the weights of their pieces, at the old mean."""
+    chunks = []
+    for pieces in CHUNKS:
+        states, _ = pipeline.encode_prompt(" ".join(text for text, _ in pieces), "cpu", 1, False, clip_skip=clip_skip)
+        weights = [weight for text, weight in pieces for _ in pipeline.tokenizer(text).input_ids[1:-1]]
+        scale = torch.tensor([1.0, *weights, *[1.0] * (states.shape[1] - 1 - len(weights))])[None, :, None]
+        chunks.append(states * scale * states.mean() / (states * scale).mean())
+    return torch.cat(chunks, 1)
+
+
 @torch.no_grad()
 def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
     """Every case by diffusers' pipeline; its networks are gone when this returns."""
@@ -133,16 +151,20 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
         # Of its own accord diffusers skips no layers for the negative prompt, so that guidance would lead from one
         # space into another; the web interfaces, where the option comes from, skip them for both, and so does ours.
         negative, _ = pipeline.encode_prompt(NEGATIVE, "cpu", 1, False, clip_skip=case.clip_skip)
+        told: dict[str, Any] = {"prompt": PROMPT, "clip_skip": case.clip_skip}
+        if case.weighted:
+            told = {"prompt_embeds": by_hand(pipeline, case.clip_skip)}
+            empty, _ = pipeline.encode_prompt("", "cpu", 1, False, clip_skip=case.clip_skip)
+            negative = torch.cat([negative, empty], dim=1)
         drawn = torch.from_numpy(noise(case, factor))[None]
         # Image to image takes no latents, and draws its noise by this function.
         with mock.patch.object(pipeline_stable_diffusion_img2img, "randn_tensor", return_value=drawn):
             latents = pipeline(
-                PROMPT,
+                **told,
                 negative_prompt_embeds=negative,
                 **beginning(case, vae, drawn),
                 num_inference_steps=STEPS,
                 guidance_scale=GUIDANCE,
-                clip_skip=case.clip_skip,
                 output_type="latent",
             ).images
         decoded = vae.decode(latents / vae.config.scaling_factor).sample
@@ -157,7 +179,7 @@ def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> Non
     """Print how far the runtime's picture is from diffusers', and hold it to the bounds."""
     begin = {} if case.strength is None else {"image": source(case), "strength": case.strength}
     result = load(bundle, provider="cpu", low_memory=True)(
-        PROMPT,
+        WEIGHTED if case.weighted else PROMPT,
         negative_prompt=NEGATIVE,
         width=case.width,
         height=case.height,
@@ -225,7 +247,8 @@ def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], 
 
 
 def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
-    assert_a_small_size_draws(SMALLEST, [Case("ddim"), Case("pndm"), Case("ddim", strength=0.6)], tmp_path)
+    cases = [Case("ddim"), Case("pndm"), Case("ddim", strength=0.6), Case("ddim", weighted=True)]
+    assert_a_small_size_draws(SMALLEST, cases, tmp_path)
 
 
 @pytest.mark.slow
@@ -239,6 +262,7 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("pndm", prediction_type="v_prediction", clip_skip=1),
         Case("ddim", strength=0.35, width=40, height=72),
         Case("euler", strength=0.8),
+        Case("ddim", clip_skip=1, weighted=True),
         Case("euler", strength=1.0, prediction_type="v_prediction"),
     ]
     assert_a_small_size_draws(POCKET, cases, tmp_path)
