@@ -9,9 +9,19 @@
 A bundle of text takes a prompt instead: ``load("sd15")("a photo of a cat", seed=0)``.
 """
 
-from runtime.errors import BundleError, DiffusionError, EngineError, RequestError
+from runtime.errors import BundleError, DiffusionError, EngineError, PromptWarning, RequestError
 from runtime.loading import load
 from runtime.pipeline import Pipeline, Step
 from runtime.result import Result
 
-__all__ = ["BundleError", "DiffusionError", "EngineError", "Pipeline", "RequestError", "Result", "Step", "load"]
+__all__ = [
+    "BundleError",
+    "DiffusionError",
+    "EngineError",
+    "Pipeline",
+    "PromptWarning",
+    "RequestError",
+    "Result",
+    "Step",
+    "load",
+]
