@@ -4,10 +4,11 @@ cannot run."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ if WORKERS > 1:
     # torch reads this when it is imported, and so does every process that a test starts.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
+Refusal = Callable[..., str]
 DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
 MNIST_SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 
@@ -29,6 +31,37 @@ MNIST_SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 def ctrl_c_is_heard() -> None:
     """A shell's background job has Ctrl-C ignored, and so has what it starts; its tests need it as in a terminal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Runs a command line that must end with status 2 and one line on standard error, which is returned."""
+
+    def refused(main: Callable[[list[str]], int], *arguments: str | Path) -> str:
+        try:
+            status = main(list(map(str, arguments)))
+        except SystemExit as ended:  # argparse's way
+            status = int(str(ended.code))
+        error = capsys.readouterr().err
+        assert status == 2
+        assert re.fullmatch(r"error: [^\n]+\n", error)
+        return error
+
+    return refused
+
+
+@pytest.fixture
+def tiny_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a bundle of classes, ``tiny``, and one of text, ``tiny-text``; the current folder is empty."""
+    import tiny_bundle
+    import tiny_text_bundle
+
+    models, here = tmp_path / "models", tmp_path / "here"
+    tiny_bundle.write(models)
+    tiny_text_bundle.write(models)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return models
 
 
 @pytest.fixture

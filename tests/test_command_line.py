@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_bundle
 from PIL import Image
 
 from runtime.__main__ import main
@@ -25,12 +25,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tiny bundle, in an empty folder that is the current one."""
-    tiny_bundle.write(tmp_path / "models")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return str(tmp_path / "models" / "tiny")
+def model(tiny_models: Path) -> str:
+    return str(tiny_models / "tiny")
 
 
 def test_one_picture(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,18 +139,10 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["-o", "out"], "has no suffix of a picture"),
     ],
 )
-def test_bad_arguments(model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_bad_arguments(model: str, refusal: Callable[..., str], arguments: list[str], message: str) -> None:
     if arguments == ["--provider", "cuda"] and has_cuda():
         pytest.skip("CUDA works on this machine")
-    try:
-        status = main(["--model", model, "-o", "out.png", *arguments])
-    except SystemExit as ended:  # argparse's way
-        status = int(str(ended.code))
-    error = capsys.readouterr().err
-    assert status == 2
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refusal(main, "--model", model, "-o", "out.png", *arguments)
     assert os.listdir() == []
 
 

@@ -206,7 +206,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "classes": ({"conditioning": {"kind": "class", "num_classes": 10}}, "a number of classes of 10, but"),
     "dataset": ({"provenance": {"training": {"config": {"dataset": "mnist"}}}}, "the data set mnist, but"),
     "latents": ({"pixels": None}, "is no bundle of a class-conditional model of pixels"),
-    "text": ({"conditioning": {"kind": "text"}}, "is no bundle of a class-conditional model of pixels"),
+    "other": ({"conditioning": {"kind": "other"}}, "is no bundle of a class-conditional model of pixels"),
     "nothing": ({"provenance": []}, "is no bundle of a class-conditional model of pixels"),
 }
 

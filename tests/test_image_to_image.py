@@ -197,15 +197,11 @@ BROKEN = broken_files()
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_one_line(
-    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_a_broken_file_is_one_line(text_model: Path, tmp_path: Path, refusal: Callable[..., str], name: str) -> None:
     data, message = BROKEN[name]
     source, output = tmp_path / "source.png", tmp_path / "out.png"
     source.write_bytes(data)
-    assert main(["--model", str(text_model), "red", "--image", str(source), "-o", str(output)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = refusal(main, "--model", text_model, "red", "--image", source, "-o", output)
     assert message in error
     assert str(source) in error
     assert not output.exists()
@@ -228,7 +224,7 @@ def test_a_broken_file_is_one_line(
 def test_bad_requests(
     text_model: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     message: str,
@@ -237,10 +233,7 @@ def test_bad_requests(
     Image.fromarray(picture(8, 8)).save("it.png")
     schedule = load(text_model, provider="cpu").bundle.noise_schedule
     Path("plan.json").write_text(json.dumps(compile_plan(schedule, "ddim", 10, strength=0.5).to_json()))
-    assert main(["--model", str(text_model), "red", *arguments, "-o", "out.png"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in refusal(main, "--model", text_model, "red", *arguments, "-o", "out.png")
     assert not Path("out.png").exists()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-import tiny_bundle
 from PIL import Image
 
 from runtime.__main__ import main
@@ -23,11 +22,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    tiny_bundle.write(tmp_path / "models")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return str(tmp_path / "models" / "tiny")
+def model(tiny_models: Path) -> str:
+    return str(tiny_models / "tiny")
 
 
 def test_what_is_saved_is_what_is_printed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
