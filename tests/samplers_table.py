@@ -132,7 +132,7 @@ ABSENT = "–"
 HEADER = f"""# Samplers
 
 Written by `python -m tests.samplers_table`; the figures are measured. [The page of the plan](plan.md) says what the
-options mean and where diffusers is not followed.
+options mean and where diffusers is not followed, [another](samplers-drawn.md) what each of them draws.
 
 ## All of them
 
