@@ -25,12 +25,11 @@ from runtime.limits import check_whole
 from runtime.noise import image_seed
 from runtime.picture_index import Index, Record, locked, read_index, remove_leftovers
 from runtime.pipeline import Pipeline, Progress
-from runtime.prompt_list import Entry
+from runtime.prompt_list import MAX_PICTURES, Entry
 from runtime.recipe import Recipe
 from runtime.session import one_line
 from runtime.text_to_image import TextToImage
 
-MAX_PICTURES = 99_999  # the names of more would not sort
 SLUG_CHARACTERS = 40
 SUFFIX = ".png"
 # What a model of one kind is told, and one of the other is not.
@@ -134,6 +133,8 @@ def pictures(pipeline: Pipeline, entries: Iterable[Entry], defaults: Mapping[str
     found: list[Picture] = []
     for entry in entries:
         values = {**defaults, **entry.values}
+        if "image" not in values and "strength" not in entry.values:
+            values.pop("strength", None)  # a flag's is for the lines that have an image
         try:
             count, seed = values.pop("count", 1), values.pop("seed", None)
             check_whole("count", count, least=1, most=MAX_PICTURES)
@@ -200,9 +201,9 @@ def warn_of_prompts(pipeline: Pipeline, left: Iterable[Picture]) -> None:
     said = set()
     for picture in left:
         for text in picture.condition.values():
-            if (picture.entry.line, text) in said:
+            if text in said:  # other lines may say the same, or a flag for all of them
                 continue
-            said.add((picture.entry.line, text))
+            said.add(text)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 pipeline.tokenizer.chunks(text)
@@ -219,9 +220,9 @@ def draw_all(pipeline: Pipeline, left: Sequence[Picture], index: Index, progress
         warnings.simplefilter("ignore", PromptWarning)  # they were given with their lines
         for batch in batches:
 
-            def advance(row: int, _: int, done: int = done) -> None:
-                if progress:
-                    progress(done + row, rows)
+            def advance(row: int, total: int, done: int = done, own: int = batch[0].recipe.rows) -> None:
+                if progress:  # prompts of several lengths walk the plan more than once
+                    progress(done + row * own // total, rows)
 
             for record, data in drawn(pipeline, batch, advance):
                 index.add(record, data)

@@ -29,13 +29,12 @@ from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, draw_each, image_seed, noise_generator
 from runtime.plan import Plan
-from runtime.recipe import Recipe, Settings
+from runtime.recipe import Recipe, Settings, with_strength
 from runtime.result import Result
 from runtime.session import Array, Session, as_inputs
 
 Float32 = npt.NDArray[np.float32]
 
-DEFAULT_STRENGTH = 0.8
 HISTORY = 4  # samples and outputs that a row may look back on, its own included
 Progress = Callable[[int, int], None]
 
@@ -148,13 +147,9 @@ class Pipeline(ABC):
         Raises:
             RequestError: an argument is out of range.
         """
+        plan_options, untouched = with_strength(plan_options, from_image, plan is not None)
         if plan is not None and plan_options:
             raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
-        if from_image and plan is None:
-            plan_options = {"strength": DEFAULT_STRENGTH} | plan_options
-        untouched = from_image and plan_options.get("strength") == 0
-        if untouched:
-            del plan_options["strength"]
         given, plan = plan, self.plan(**plan_options) if plan is None else plan
         guidance = self.bundle.defaults.guidance_scale if guidance_scale is None else guidance_scale
         seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)

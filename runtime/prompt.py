@@ -110,7 +110,8 @@ class PromptTokenizer:
             # CLIP's tokenizer marks ends of words, and its file names no decoder that would put spaces there.
             rest = self._tokenizer.decode([token for token, _ in found[MAX_CHUNKS]]).replace("</w>", " ").strip()
             warnings.warn(
-                f"the prompt has {count} tokens, of which {read} are read; cut off is {shortened(rest)!r}",
+                f"the prompt has {count} tokens in {len(found)} chunks, of which {read} in {MAX_CHUNKS} are read; "
+                f"cut off is {shortened(rest)!r}",
                 PromptWarning,
                 stacklevel=2,
             )

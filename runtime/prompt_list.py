@@ -19,6 +19,7 @@ from runtime.plan_arguments import SAMPLER_OPTIONS
 from runtime.session import one_line
 
 MAX_LIST_BYTES = 16 * 2**20
+MAX_PICTURES = 99_999  # the names of more would not sort; every line is one at least
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 COMMENT = "#"
 LISTS = Path(__file__).parent / "prompts"  # those that come with the package
@@ -78,11 +79,13 @@ def read_prompt_list(path: Path, subject: str) -> list[Entry]:
     if path.suffix.lower() == ".json":
         raise RequestError(f"{path} is named like one JSON value; name it .jsonl and give an object on each line")
     is_json = path.suffix.lower() in JSON_SUFFIXES
-    entries = []
+    entries: list[Entry] = []
     for number, text in enumerate(read_text(path).split("\n"), 1):
         if text.strip() and not text.lstrip().startswith(COMMENT):
             where = f"{path}, line {number}"
             asked = read_json(text, where) if is_json else {subject: text.strip()}
+            if len(entries) == MAX_PICTURES:
+                raise RequestError(f"{where}: the list asks for more than {MAX_PICTURES} pictures; divide it")
             if subject not in asked:
                 raise RequestError(f"{where} lacks the key {subject!r}")
             entries.append(Entry(number, where, asked, by_arguments(asked, where)))

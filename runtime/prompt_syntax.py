@@ -6,9 +6,9 @@ r"""What people type into prompts beside words: weights, breaks, and what other 
     \( \) \[ \] \\   are the characters themselves
     BREAK         begins the next chunk of 75 tokens
 
-These are the rules of the web interfaces, and nothing is ever wrong: a bracket without its counterpart is text.
-``<lora:x:0.8>``, ``[a:b:0.5]``, ``[a|b]`` and ``AND`` mean something there that is not done here; they are replaced by
-what comes nearest, and each is named in ``Prompt.notes``.
+So the web interfaces have it, and nothing is ever wrong. A bracket without its counterpart is text (there, one that is
+never closed counts to the end). ``<lora:x:0.8>``, ``[a:b:0.5]``, ``[a|b]`` and ``AND`` mean something there that is not
+done here; they are replaced by what comes nearest, or are text, and each is named in ``Prompt.notes``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ COUNTERPART = {")": "(", "]": "["}
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 LEXEME = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\", re.DOTALL)
 WEIGHT = re.compile(rf":\s*({NUMBER})\s*$")
-EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
+EXTRA_NETWORK = re.compile(r"<[A-Za-z]\w*:[^<>]*>")
 COMPOSED = re.compile(r"\bAND\b")
 BREAK = re.compile(r"\bBREAK\b")
-EDITED = re.compile(rf"\[((?:[^\[\]:|]*:){{1,2}})\s*({NUMBER})\s*\]")
-ALTERNATED = re.compile(r"\[([^\[\]:|]*)\|[^\[\]:]*\]")
+OPEN = r"(?<!\\)\["
+PART = r"(?:\([^()\[\]]*\)|[^()\[\]:|])*"  # of what is edited or alternated; weights may stand in it
+EDITED = re.compile(rf"{OPEN}((?:{PART}:){{1,2}})\s*{NUMBER}\s*\]")
+ALTERNATED = re.compile(rf"{OPEN}({PART})\|[^\[\]]*\]")
+NOT_UNDERSTOOD = re.compile(rf"{OPEN}(?:[^\[\]]*\|[^\[\]]*|[^\[\]]*:\s*{NUMBER}\s*)\]")
+MAX_NESTED = 8  # edits within edits
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def parse(text: str) -> Prompt:
         first, *others = BREAK.split(part)
         sections[-1].append((first, weight))
         sections += [[(other, weight)] for other in others]
+    if len(sections) > 1 and not "".join(part for part, _ in sections[-1]).strip():
+        sections.pop()  # a break at the end begins nothing
     return Prompt(tuple(map(joined, sections)), tuple(notes))
 
 
@@ -80,11 +86,12 @@ def replace_foreign(text: str) -> tuple[str, list[str]]:
     notes: list[str] = []
 
     def network(found: re.Match[str]) -> str:
-        notes.append(f"{found[0]} is left out: a LoRA is merged when the model is exported (--lora)")
+        notes.append(f"{found[0]} is left out: LoRAs are merged when a model is exported (--lora), others not at all")
         return ""
 
     def edited(found: re.Match[str]) -> str:
-        chosen = next((part for part in reversed(found[1].split(":")) if part.strip()), "")
+        parts = re.findall(rf"({PART}):", found[1])
+        chosen = next((part for part in reversed(parts) if part.strip()), "")
         notes.append(
             f"{found[0]} is taken for {chosen.strip()!r} from the first step on: prompts do not change halfway"
         )
@@ -98,13 +105,12 @@ def replace_foreign(text: str) -> tuple[str, list[str]]:
         notes.append("AND is taken for a comma: prompts are not composed")
         return ","
 
-    for pattern, nearest in (
-        (EXTRA_NETWORK, network),
-        (EDITED, edited),
-        (ALTERNATED, alternated),
-        (COMPOSED, composed),
-    ):
-        text = pattern.sub(nearest, text)
+    text = COMPOSED.sub(composed, EXTRA_NETWORK.sub(network, text))
+    for _ in range(MAX_NESTED):
+        before, text = text, ALTERNATED.sub(alternated, EDITED.sub(edited, text))
+        if text == before:
+            break
+    notes += [f"{found[0]} is read as text: it is not understood" for found in NOT_UNDERSTOOD.finditer(text)]
     return text, list(dict.fromkeys(notes))
 
 

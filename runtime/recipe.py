@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from PIL.Image import Image
 
+from runtime.errors import RequestError
+from runtime.limits import check_share
 from runtime.noise import image_seed
 from runtime.plan import Plan
+
+DEFAULT_STRENGTH = 0.8
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class Settings:
     batch_size: int
     plan_sha256: str | None  # of a plan that was given
     untouched: bool = False  # strength 0: the image to begin at stays as it is, and the plan is not walked
+
+    @property
+    def guided(self) -> bool:
+        """Whether any row leads away from the negative condition."""
+        return self.guidance_scale != 1 and bool(self.plan.guidance.any())
 
     def seeds(self, count: int) -> tuple[int, ...]:
         """One for each image."""
@@ -48,3 +58,26 @@ class Recipe:
     def rows(self) -> int:
         """How many a batch takes."""
         return 0 if self.settings.untouched else len(self.settings.plan)
+
+
+def with_strength(options: Mapping[str, Any], from_image: bool, planned: bool) -> tuple[dict[str, Any], bool]:
+    """Options of a plan with the strength filled in, and whether it is 0, so that the image stays as it is.
+
+    Args:
+        options: as they were given; a strength of None is none.
+        from_image: whether there is an image to begin at.
+        planned: whether a plan was given, which has a strength of its own.
+
+    Raises:
+        RequestError: the strength is no share, or there is no image that it could be of.
+    """
+    rest = {name: value for name, value in options.items() if name != "strength"}
+    strength = options.get("strength")
+    if not from_image:
+        if strength not in (None, 1):
+            raise RequestError(f"strength {strength} says how much of an image changes; give one, or leave it out")
+        return rest, False
+    if planned:
+        return rest if strength is None else {**options}, False
+    strength = DEFAULT_STRENGTH if strength is None else check_share("strength", strength)
+    return (rest, True) if strength == 0 else (rest | {"strength": strength}, False)

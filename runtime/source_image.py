@@ -31,9 +31,9 @@ def open_image(image: ImageInput) -> Image.Image:
         RequestError: no picture, one that is too large, or an array of another kind.
     """
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return decoded(image, "the picture")
     if isinstance(image, np.ndarray):
-        return to_rgb(from_array(image))
+        return decoded(from_array(image), "the picture")
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
     raise RequestError(f"image is {type(image).__name__}; it must be a file, a Pillow image or an array of uint8")
@@ -42,26 +42,39 @@ def open_image(image: ImageInput) -> Image.Image:
 def read_image(path: Path) -> Image.Image:
     """Read a file; its size is looked at before anything of it is decoded."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise RequestError(f"the picture {path} does not exist" if not path.exists() else f"{path} is no file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise RequestError(f"{path} has {size} bytes; a picture to begin at has at most {MAX_BYTES}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``decoded`` is stricter
             opened = Image.open(path, formats=READABLE)
-        with opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise RequestError(
-                    f"{path} claims {opened.width}x{opened.height} pixels; "
-                    f"a picture to begin at has at most {MAX_PIXELS}"
-                )
-            return to_rgb(opened)
-    except RequestError:
+    except (RequestError, MemoryError):
         raise
-    except FileNotFoundError as error:
-        raise RequestError(f"the picture {path} does not exist") from error
     except Exception as error:  # what Pillow raises for broken files is of a dozen kinds
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RequestError(f"{path} cannot be read as a picture ({why}); give one of {', '.join(READABLE)}") from error
+        raise unreadable(str(path), error) from error
+    with opened:
+        return decoded(opened, str(path))
+
+
+def decoded(image: Image.Image, name: str) -> Image.Image:
+    """The pixels of an image that may not have been decoded yet, as ``to_rgb`` gives them."""
+    if image.width * image.height > MAX_PIXELS:
+        raise RequestError(
+            f"{name} claims {image.width}x{image.height} pixels; a picture to begin at has at most {MAX_PIXELS}"
+        )
+    try:
+        return to_rgb(image)
+    except (RequestError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception) -> RequestError:
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    return RequestError(f"{name} cannot be read as a picture ({why}); give one of {', '.join(READABLE)}")
 
 
 def from_array(array: UInt8) -> Image.Image:
@@ -76,7 +89,9 @@ def from_array(array: UInt8) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turned as its camera says, and laid on white, which is what transparent pictures are mostly seen on."""
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255 instead of scaling
+    if upright.mode in ("I", "F"):
+        raise RequestError(f"a picture of mode {upright.mode} has no range that is known; convert it to L or RGB")
+    if upright.mode.startswith("I;16"):  # which Pillow would cut off at 255 instead of scaling
         upright = Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")

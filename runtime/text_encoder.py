@@ -41,6 +41,8 @@ def weighted(states: Float32, weights: npt.NDArray[np.float64]) -> Float32:
     return scaled
 
 
-def followed_by(states: Float32, empty: Float32, length: int) -> Float32:
+def followed_by(states: Float32, empty: Float32 | None, length: int) -> Float32:
     """States (1, l, D) with as many chunks of the empty prompt behind them as make it (1, length, D)."""
+    if empty is None:
+        return states
     return np.concatenate([states, *[empty] * ((length - states.shape[1]) // empty.shape[1])], axis=1)

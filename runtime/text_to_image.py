@@ -115,6 +115,8 @@ class TextToImage(Pipeline):
         **settings: Any,
     ) -> Recipe:
         """How images are made; the arguments are those of a call."""
+        if image is not None and "vae_encoder" not in self.bundle.graphs:
+            raise RequestError(f"{self.bundle.name} has no encoder of images; leave the image out")
         opened = None if image is None else open_image(image)
         width, height = self.check_size(width, height, opened)
         clip_skip = self.check_clip_skip(clip_skip)
@@ -139,7 +141,7 @@ class TextToImage(Pipeline):
         made = recipe.metadata
         self.check_memory(made["width"], made["height"], min(recipe.settings.batch_size, len(seeds)))
         original = None if recipe.image is None else self.encode_image(recipe.image)
-        groups = self.encode(conditions, made["clip_skip"])
+        groups = self.encode(conditions, made["clip_skip"], recipe.settings.guided)
         batches = [-(-len(group.images) // recipe.settings.batch_size) for group in groups]
         sample = np.empty((len(seeds), *recipe.shape), np.float32)
         for group, before in zip(groups, itertools.accumulate(batches, initial=0), strict=False):
@@ -153,28 +155,31 @@ class TextToImage(Pipeline):
         """Read when it is first needed."""
         return PromptTokenizer(self.bundle, self.conditioning)
 
-    def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int) -> list[Group]:
+    def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int, guided: bool = True) -> list[Group]:
         """What the U-Net is told of prompts and their negatives: encoder_hidden_states float32 (B, L, D).
 
-        Of an image's two prompts the shorter is followed by chunks of the empty one. Images with the same L are one
-        group, so that what an image is told does not depend on others.
+        Of an image's two prompts the shorter is followed by chunks of the empty one; without guidance the negative one
+        is not looked at. Images with the same L are one group, so that what an image is told does not depend on others.
 
         Raises:
             RequestError: one is not text, or longer than a million characters.
         """
         encoder, dim = self.networks.session("text_encoder"), self.conditioning.embedding_dim
-        texts = dict.fromkeys(each[key] for each in conditions for key in PROMPTS)
-        encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip, dim) for text in [*texts, ""]}
+        keys = PROMPTS if guided else PROMPTS[:1]
+        texts = dict.fromkeys(each[key] for each in conditions for key in keys)
+        encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip, dim) for text in texts}
         groups: dict[int, list[int]] = {}
         for k, each in enumerate(conditions):
-            groups.setdefault(max(encoded[each[key]].shape[1] for key in PROMPTS), []).append(k)
+            groups.setdefault(max(encoded[each[key]].shape[1] for key in keys), []).append(k)
+        if len(groups) > 1 or len({states.shape[1] for states in encoded.values()}) > 1:
+            encoded[""] = encode_chunks(encoder, self.tokenizer.chunks(""), clip_skip, dim)
 
         def told(images: list[int], key: str, length: int) -> dict[str, Array]:
-            states = [followed_by(encoded[conditions[k][key]], encoded[""], length) for k in images]
+            states = [followed_by(encoded[conditions[k][key]], encoded.get(""), length) for k in images]
             return {"encoder_hidden_states": np.concatenate(states)}
 
         return [
-            Group(images, Conditioning(*(told(images, key, length) for key in PROMPTS)))
+            Group(images, Conditioning(told(images, keys[0], length), told(images, keys[-1], length)))
             for length, images in groups.items()
         ]
 

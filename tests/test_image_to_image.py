@@ -171,6 +171,30 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_picture_of_unknown_range_is_refused(mode: str) -> None:
+    with pytest.raises(RequestError, match=f"mode {mode} has no range that is known"):
+        open_image(Image.new(mode, (4, 4), 200))
+
+
+def test_an_opened_picture_may_still_be_broken_or_too_large() -> None:
+    whole = io.BytesIO()
+    Image.fromarray(picture(64, 64)).save(whole, "PNG")
+    with pytest.raises(RequestError, match="the picture cannot be read as a picture"):
+        open_image(Image.open(io.BytesIO(whole.getvalue()[:2000])))
+    with pytest.raises(RequestError, match=f"pixels; a picture to begin at has at most {MAX_PIXELS}"):
+        open_image(Image.new("1", (2**14, MAX_PIXELS // 2**14 + 1)))
+
+
+def test_strength_without_a_picture(text: TextToImage) -> None:
+    assert text("red", seed=1, strength=None).sample.tobytes() == text("red", seed=1).sample.tobytes()
+    for strength in (0, 0.5, "much"):
+        with pytest.raises(RequestError, match="says how much of an image changes; give one"):
+            text("red", strength=strength)
+    with pytest.raises(RequestError, match="strength is False"):
+        text("red", image=picture(8, 8), strength=False)
+
+
 def png_that_claims(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -212,7 +236,7 @@ def test_a_broken_file_is_one_line(text_model: Path, tmp_path: Path, refusal: Ca
     [
         (["--strength", "0.5"], "--strength 0.5 says how much of an --image changes; give one"),
         (["--image", "no.png"], "the picture no.png does not exist"),
-        (["--image", "."], "cannot be read as a picture"),
+        (["--image", "."], ". is no file"),
         (["--image", "it.png", "--strength", "1.5"], "strength is 1.5; it must be a number from 0 to 1"),
         (["--image", "it.png", "--strength", "nan"], "strength is nan"),
         (["--image", "it.png", "--strength", "-0.1"], "strength is -0.1"),

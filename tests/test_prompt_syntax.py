@@ -1,4 +1,4 @@
-"""Proves that prompts are understood as the web interfaces understand them, by hand-worked cases, and that whatever is
+"""Proves what prompts are understood to say, by hand-worked cases, and that whatever is
 typed is understood somehow, in bounded time."""
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def understood(text: str) -> list[list[tuple[str, float]]]:
         ("(red]", [("(red]", 1)]),
         ("((red)", [("(", 1), ("red", 1.1)]),
         ("(a [b) c]", [("a [b", 1.1), (" c]", 1)]),
+        (r"\[a|b\] cat", [("[a|b] cat", 1)]),
+        (r"\[a:b:0.5\] cat", [("[a:b:0.5] cat", 1)]),
         (")(", [(")(", 1)]),
         ("()", []),
         ("smile :)", [("smile :)", 1)]),
@@ -72,7 +74,10 @@ def test_weights(text: str, pieces: list[tuple[str, float]]) -> None:
         ("red BREAK blue", [[("red ", 1)], [(" blue", 1)]]),
         ("redBREAK blue", [[("redBREAK blue", 1)]]),
         ("red break blue", [[("red break blue", 1)]]),
-        ("BREAK", [[], []]),
+        ("BREAK", [[]]),
+        ("red BREAK", [[("red ", 1)]]),
+        ("red BREAK BREAK ", [[("red ", 1)], [(" ", 1)]]),
+        ("BREAK red", [[], [(" red", 1)]]),
         ("(red BREAK blue:2)", [[("red ", 2)], [(" blue", 2)]]),
         ("a BREAK BREAK b", [[("a ", 1)], [(" ", 1)], [(" b", 1)]]),
     ],
@@ -92,12 +97,17 @@ def test_breaks(text: str, sections: list[list[tuple[str, float]]]) -> None:
         ("[cow|horse]", "cow", "[cow|horse] is taken for 'cow'"),
         ("[a|b|c]", "a", "[a|b|c] is taken for 'a'"),
         ("red AND blue", "red , blue", "AND is taken for a comma"),
+        ("a <ti:abc:1>cat", "a cat", "<ti:abc:1> is left out"),
+        ("[(a:1.2):b:0.5] x", "b x", "[(a:1.2):b:0.5] is taken for 'b'"),
+        ("[a:(b:1.2):0.5] x", "b x", "[a:(b:1.2):0.5] is taken for '(b:1.2)'"),
+        ("[a|b:1.2|c]", "a", "[a|b:1.2|c] is taken for 'a'"),
+        ("[:x|b] c", ":x|b c", "[:x|b] is read as text"),
     ],
 )
 def test_what_is_not_done_here_is_named(text: str, instead: str, note: str) -> None:
     prompt = parse(text)
     assert "".join(piece.text for piece in prompt.sections[0]) == instead
-    assert len(prompt.notes) == 1
+    assert len(prompt.notes) == 1, prompt.notes
     assert prompt.notes[0].startswith(note)
     assert parse(f"{text} {text}").notes == prompt.notes  # once is enough
 

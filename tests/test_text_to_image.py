@@ -151,8 +151,20 @@ def test_long_prompts_beside_short_ones_change_nothing(pipeline: TextToImage) ->
     assert rows == [(done, 3 * steps) for done in range(1, 3 * steps + 1)]  # of three and of two images, two at a time
 
 
+def test_without_guidance_the_negative_prompt_is_not_heard(pipeline: TextToImage) -> None:
+    plain = pipeline("red", seed=1, guidance_scale=1)
+    told = pipeline("red", negative_prompt="a red circle on white on a blue square", seed=1, guidance_scale=1)
+    assert told.sample.tobytes() == plain.sample.tobytes()
+
+
+def test_a_model_without_an_encoder_of_images_says_so_at_once(folder: Path, tmp_path: Path) -> None:
+    bare = tiny.changed(folder, tmp_path, lambda manifest: manifest["graphs"].pop("vae_encoder"))
+    with pytest.raises(RequestError, match="has no encoder of images; leave the image out"):
+        load(bare, provider="cpu")("red", image=np.zeros((8, 8, 3), np.uint8))
+
+
 def test_a_prompt_without_end_says_what_was_cut_off(pipeline: TextToImage) -> None:
-    with pytest.warns(PromptWarning, match="has 200 tokens, of which 192 are read; cut off is 'blue blue") as said:
+    with pytest.warns(PromptWarning, match="200 tokens in 34 chunks, of which 192 in 32 ") as said:
         cut = pipeline("red " * 192 + "blue " * 8, seed=1)
     assert len(said) == 1
     assert cut.sample.tobytes() == pipeline("red " * 192, seed=1).sample.tobytes()
@@ -188,7 +200,7 @@ def test_a_small_world_names_the_words_it_does_not_know(folder: Path, tmp_path: 
         ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number of at least 1"),
         ({"clip_skip": 4}, "clip_skip is 4; it must be a whole number from 0 to 3"),
         ({"clip_skip": -1}, "clip_skip is -1"),
-        ({"strength": 0.5}, "the plan begins at an image (strength 0.5), and there is none"),
+        ({"strength": 0.5}, "strength 0.5 says how much of an image changes; give one"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
     ],
 )
