@@ -12,7 +12,7 @@ from export.bundle import check_name, describe_file, describe_schedule, write_ma
 from export.conformance import Conformance
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
-from export.sd15_defaults import Defaults, at_most, choose_defaults
+from export.sd15_defaults import Defaults, at_most, check_choice, choose_defaults
 from export.sd15_graphs import SPECS, modules, stress_sizes
 from export.sd15_picture import add_picture, add_tokens
 from export.sd15_source import Source, open_source
@@ -130,6 +130,7 @@ def export_sd15(
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
     check_accepted(accepted or {}, precision)
+    check_choice(sampler, steps, guidance_scale)
     name = target.resolve().name
     check_name(name)
     begun = time.monotonic()

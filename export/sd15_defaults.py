@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from export.bundle import default_plans
 from export.errors import ExportError
-from runtime.plan import NoiseSchedule, Plan, find_sampler, is_finite_number
+from runtime.plan import SAMPLERS, NoiseSchedule, Plan, find_sampler, is_finite_number
 
 SAMPLER, STEPS, GUIDANCE_SCALE = "dpmpp_2m_karras", 20, 7.5
 # Karras' levels crowd towards the noisiest one, which does not end where no signal is left.
@@ -48,6 +48,21 @@ def at_most(steps: int, schedule: NoiseSchedule) -> int:
     return min(steps, schedule.num_train_timesteps - 1 - schedule.steps_offset)
 
 
+def check_choice(sampler: str | None, steps: int | None, guidance_scale: float | None) -> None:
+    """Refuse what no model could draw with, before one is read.
+
+    Raises:
+        RequestError: there is no such sampler.
+        ExportError: steps or guidance scale is out of range.
+    """
+    if sampler is not None:
+        find_sampler(sampler)
+    if steps is not None and steps < 1:
+        raise ExportError(f"steps is {steps}; it must be at least 1")
+    if guidance_scale is not None and not is_finite_number(guidance_scale):
+        raise ExportError(f"guidance scale is {guidance_scale}; it must be a finite number (1 is off)")
+
+
 def choose_defaults(
     schedule: NoiseSchedule, sampler: str | None = None, steps: int | None = None, guidance_scale: float | None = None
 ) -> Defaults:
@@ -56,23 +71,23 @@ def choose_defaults(
     Args:
         schedule: of the model.
         sampler: any name that samplers have.
-        steps: of it.
+        steps: of it; without them ``STEPS``, or fewer for samplers of networks that were distilled for fewer.
         guidance_scale: 1 is off.
 
     Raises:
         RequestError: there is no such sampler.
         ExportError: steps or guidance scale is out of range.
     """
+    check_choice(sampler, steps, guidance_scale)
     if sampler is None:
         sampler = SAMPLER_WITHOUT_SIGNAL if schedule.alphas_cumprod[-1] == 0 else SAMPLER
     name, implied = find_sampler(sampler)
     most = at_most(schedule.num_train_timesteps, schedule)
-    if steps is not None and not 1 <= steps <= most:
+    if steps is not None and steps > most:
         raise ExportError(f"steps is {steps}; this model's bundle can have 1 to {most} by default")
-    if guidance_scale is not None and not is_finite_number(guidance_scale):
-        raise ExportError(f"guidance scale is {guidance_scale}; it must be a finite number (1 is off)")
+    usual = min(STEPS, SAMPLERS[name].default_steps or STEPS)
     return Defaults(
         "_".join((name, *implied.values())),
-        at_most(STEPS, schedule) if steps is None else steps,
+        at_most(usual, schedule) if steps is None else steps,
         GUIDANCE_SCALE if guidance_scale is None else float(guidance_scale),
     )

@@ -9,6 +9,8 @@
 A bundle of text takes a prompt instead: ``load("sd15")("a photo of a cat", seed=0)``.
 """
 
+import os
+
 from runtime.errors import BundleError, DiffusionError, EngineError, PromptWarning, RequestError
 from runtime.loading import load
 from runtime.pipeline import Pipeline, Step
@@ -25,3 +27,7 @@ __all__ = [
     "Step",
     "load",
 ]
+
+# Since 1.29 ONNX Runtime reports its use to its makers, also on Linux and macOS, and decides so when it is loaded. Who
+# draws offline does not expect that; who wants it sets this to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

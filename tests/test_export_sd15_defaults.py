@@ -36,6 +36,7 @@ def test_what_a_bundle_draws_with_unless_told_otherwise() -> None:
     assert own.samplers == ("euler_ancestral", "ddim", "pndm")
     assert own.plans(schedule)["euler_ancestral-7"].to_json() == compile_plan(schedule, "euler_ancestral", 7).to_json()
     assert choose_defaults(schedule, "ddim").samplers == ("ddim", "pndm")
+    assert choose_defaults(schedule, "lcm").num_inference_steps == 4
 
 
 def test_where_no_signal_is_left_the_default_plan_leaves_it_at_once() -> None:
@@ -53,8 +54,8 @@ def test_where_no_signal_is_left_the_default_plan_leaves_it_at_once() -> None:
     ("chosen", "message"),
     [
         ({"sampler": "dmp"}, "sampler 'dmp' is unknown"),
-        ({"steps": 0}, "steps is 0; this model's bundle can have 1 to 998 by default"),
-        ({"steps": 999}, "steps is 999"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 999}, "steps is 999; this model's bundle can have 1 to 998 by default"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan; it must be a finite number"),
     ],
 )

@@ -196,3 +196,14 @@ def test_importing_the_runtime_brings_in_nothing_it_does_not_need(tmp_path: Path
     assert "runtime" in third_party
     unneeded = {"diffusers", "huggingface_hub", "matplotlib", "pandas", "scipy", "sympy", "tqdm", "transformers"}
     assert third_party & unneeded == set()
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
+@pytest.mark.parametrize("package", ["runtime", "export"])
+def test_onnx_runtime_reports_to_nobody_unless_asked_to(package: str, given: str | None, kept: str) -> None:
+    """It decides when it is loaded, which must be later."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({} if given is None else {"ORT_DISABLE_TELEMETRY": given})
+    probe = f"import os, sys, {package}; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [kept, "False"]

@@ -14,6 +14,7 @@ from training.errors import OutputError, TrainingError
 from training.evaluate.command import REPORT
 from training.paths import file_sha256
 from training.randomness import array_generator
+from training.stable_diffusion.pocket.captions import known_words
 from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME
 from training.stable_diffusion.pocket.evaluation.drawing import Drawer
 from training.stable_diffusion.pocket.evaluation.images import rebuild, recolour
@@ -62,6 +63,17 @@ def draw_prompts(drawer: Drawer, judge: Judge, sources: Sources, count: int, fol
     return Prompted(requests, pictures, judge.read(pictures), judge.read(real))
 
 
+def check_world(bundle: Path) -> None:
+    """Only a model of this world can be judged by its sentences.
+
+    Raises:
+        TrainingError: the bundle's model was trained with other words, or with no list of them.
+    """
+    known = json.loads((bundle / "manifest.json").read_bytes())["conditioning"].get("known_words")
+    if known != list(known_words()):
+        raise TrainingError(f"{bundle} is no bundle of the pocket model, whose sentences are what is judged here")
+
+
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     folder = arguments.out or Path("runs") / f"evaluate-{arguments.bundle.resolve().name}"
@@ -69,6 +81,7 @@ def main(argv: list[str]) -> int:
         raise TrainingError(f"--count is {arguments.count}; it must be at least 2, one of each half")
     if (folder / REPORT).exists():
         raise OutputError(f"{folder} holds an evaluation already; choose another --out")
+    check_world(arguments.bundle)
     judge = load_judge(arguments.classifier)
     known, test = (Sources.load(split, arguments.data) for split in ("train", "test"))
     drawer = Drawer(arguments.bundle, arguments.seed, runtime_options(arguments))
@@ -89,6 +102,6 @@ def main(argv: list[str]) -> int:
         "request": {"count": arguments.count, "seed": arguments.seed, "options": list(drawer.options)},
         "judge": {"file": str(arguments.classifier), "sha256": file_sha256(arguments.classifier)},
     }
-    atomic.write(folder / REPORT, json.dumps(facts | findings.to_json(), indent=2).encode() + b"\n")
+    atomic.write(folder / REPORT, json.dumps(facts | findings.to_json(), indent=2, allow_nan=False).encode() + b"\n")
     print(f"{findings.table()}\n\nreport and pictures: {folder}")
     return 0

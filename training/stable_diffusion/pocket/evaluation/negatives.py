@@ -81,24 +81,28 @@ def run_trials(drawer: Drawer, judge: Judge, folder: Path) -> list[Trial]:
     prompts = [request.caption.text for request in requests]
     read = read_groups(drawer, judge, [{"prompt": prompt} for prompt in prompts], folder / "without")
     found = [
-        (prompt, attribute, value, count)
+        (prompt, attribute, value)
         for request, prompt, scenes in zip(requests, prompts, read, strict=True)
         for attribute in open_attributes(request)
         for value, count in Counter(attributes(scene)[attribute] for scene in scenes).most_common(1)
         if value is not None and count >= MOSTLY * PICTURES
     ]
-    lines = [{"prompt": p, "negative_prompt": in_words(attribute, value)} for p, attribute, value, _ in found]
-    told = read_groups(drawer, judge, lines, folder / "told") if lines else []
+    if not found:
+        return []
+    lines = [{"prompt": prompt, "negative_prompt": in_words(*attribute)} for prompt, *attribute in found]
+    told = read_groups(drawer, judge, lines, folder / "told")
+    # Anew, from the same noise as those that are told: of what was chosen for its frequency some was chance.
+    untold = read_groups(drawer, judge, [{"prompt": line["prompt"]} for line in lines], folder / "untold")
     return [
         Trial(
             prompt,
             attribute,
             value,
-            Proportion(count, PICTURES),
+            Proportion(sum(attributes(scene)[attribute] == value for scene in before), PICTURES),
             in_words(attribute, value),
-            Proportion(sum(attributes(scene)[attribute] == value for scene in scenes), PICTURES),
+            Proportion(sum(attributes(scene)[attribute] == value for scene in after), PICTURES),
         )
-        for (prompt, attribute, value, count), scenes in zip(found, told, strict=True)
+        for (prompt, attribute, value), before, after in zip(found, untold, told, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,11 @@ class Findings:
     neighbours_of_real: Sequence[Neighbour]
 
     @property
+    def without(self) -> Proportion:
+        """How many pictures of all trials show it when nothing is said against it."""
+        return Proportion(sum(t.without.hits for t in self.trials), sum(t.without.count for t in self.trials))
+
+    @property
     def told(self) -> Proportion:
         """How many pictures of all trials show what the negative prompt names."""
         return Proportion(sum(t.told.hits for t in self.trials), sum(t.told.count for t in self.trials))
@@ -97,11 +103,13 @@ class Findings:
         return {
             "facts": {group: {name: p.to_json() for name, p in facts.items()} for group, facts in groups.items()},
             "negative_prompts": {"told": self.told.to_json(), "trials": trials},
-            "vae_psnr_db": self.rebuilt.psnr,
+            "vae_psnr_db": self.rebuilt.psnr if math.isfinite(self.rebuilt.psnr) else None,
             "image_to_image": {name: p.to_json() for name, p in self.recoloured.counts.items()},
             "nearest_training_pictures": {
-                "median_distance": median(self.neighbours),
-                "median_distance_of_real_test_pictures": median(self.neighbours_of_real),
+                "median_distance": median(self.neighbours) if self.neighbours else None,
+                "median_distance_of_real_test_pictures": median(self.neighbours_of_real)
+                if self.neighbours_of_real
+                else None,
             },
         }
 
@@ -118,7 +126,7 @@ class Findings:
                 *lines,
                 "",
                 f"- negative prompts: {len(self.trials)} attributes are shown by half of the pictures or more; "
-                f"told not to, {percent(self.told)} still show them",
+                f"{percent(self.without)} show them, and told not to, {percent(self.told)}",
                 f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr:.1f} dB",
                 f"- image to image in another colour: {kept}",
                 f"- nearest training pictures: median distance {median(self.neighbours):.3f}, of real test pictures "
