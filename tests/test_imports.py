@@ -199,7 +199,7 @@ def test_importing_the_runtime_brings_in_nothing_it_does_not_need(tmp_path: Path
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
-@pytest.mark.parametrize("package", ["runtime", "export"])
+@pytest.mark.parametrize("package", ["runtime", "export", "peers"])
 def test_onnx_runtime_reports_to_nobody_unless_asked_to(package: str, given: str | None, kept: str) -> None:
     """It decides when it is loaded, which must be later."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
