@@ -24,6 +24,7 @@ only where it needs far more than there is, and where it may just not fit, a war
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.available_memory import available_bytes, held_bytes
@@ -45,6 +46,7 @@ UNET_FIXED = 64 * MIB
 VAE_ATTENTION = 2 * FLOAT
 VAE_PER_PIXEL = 7000
 TEXT_ENCODER_FIXED = 64 * MIB
+DRAWING = ("text_encoder", "unet", "vae_decoder")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,13 @@ class Estimate:
 
 
 def estimate(
-    bundle: Bundle, width: int, height: int, batch: int = 1, low_memory: bool = False, variant: str | None = None
+    bundle: Bundle,
+    width: int,
+    height: int,
+    batch: int = 1,
+    low_memory: bool = False,
+    variant: str | None = None,
+    roles: Sequence[str] = DRAWING,
 ) -> Estimate:
     """What drawing needs.
 
@@ -102,6 +110,8 @@ def estimate(
         batch: images evaluated together. Under guidance the U-Net has two rows for each, in turn with low_memory.
         low_memory: one network at a time, and the VAE in tiles.
         variant: the graphs that are preferred; without it float32.
+        roles: the networks that run, in their order; of the VAE's encoder it is supposed that it needs what the decoder
+            does, whose feature maps are the same and more.
 
     Raises:
         RequestError: the bundle has no latents.
@@ -112,14 +122,21 @@ def estimate(
     activations = {
         "text_encoder": TEXT_ENCODER_FIXED,
         "unet": unet_activations(rows, height, width, bundle.latents),
+        "vae_encoder": vae_activations(height, width, bundle.latents, low_memory),
         "vae_decoder": vae_activations(height, width, bundle.latents, low_memory),
     }
-    stages = (Stage(role, weights(bundle, role, variant), needed) for role, needed in activations.items())
+    stages = (Stage(role, weights(bundle, role, variant), activations[role]) for role in roles)
     return Estimate(tuple(stages), low_memory)
 
 
 def check_memory(
-    bundle: Bundle, width: int, height: int, batch: int = 1, low_memory: bool = False, variant: str | None = None
+    bundle: Bundle,
+    width: int,
+    height: int,
+    batch: int = 1,
+    low_memory: bool = False,
+    variant: str | None = None,
+    roles: Sequence[str] = DRAWING,
 ) -> None:
     """Refuse a request that needs far more memory than there is, and warn of one that may not fit.
 
@@ -134,12 +151,12 @@ def check_memory(
     if free is None:
         return
     there = free + held_bytes()
-    needed = estimate(bundle, width, height, batch, low_memory, variant)
+    needed = estimate(bundle, width, height, batch, low_memory, variant, roles)
     if needed.peak <= there:
         return
     message = (
         f"{width}x{height}, {batch} at once, needs about {gigabytes(needed.peak)} of memory ({needed}), and there "
-        f"are {gigabytes(there)}; {advice(bundle, width, height, batch, low_memory, variant, there)}"
+        f"are {gigabytes(there)}; {advice(bundle, width, height, batch, low_memory, variant, roles, there)}"
     )
     if needed.peak > SLACK * there:
         raise RequestError(f"{message}; ignore_memory (--ignore-memory) tries it all the same")
@@ -147,14 +164,21 @@ def check_memory(
 
 
 def advice(
-    bundle: Bundle, width: int, height: int, batch: int, low_memory: bool, variant: str | None, there: int
+    bundle: Bundle,
+    width: int,
+    height: int,
+    batch: int,
+    low_memory: bool,
+    variant: str | None,
+    roles: Sequence[str],
+    there: int,
 ) -> str:
     """The mildest change that would do, with what it needs, or else what is left to try."""
     one, one_network = "batch_size=1 (--batch-size 1)", "low_memory (--low-memory)"
     changes = [(one, 1, False), (one_network, batch, True), (f"{one_network} with {one}", 1, True)]
     changes = [(words, fewer, low) for words, fewer, low in changes if fewer <= batch and low >= low_memory]
     for words, fewer, low in changes:
-        peak = estimate(bundle, width, height, fewer, low, variant).peak
+        peak = estimate(bundle, width, height, fewer, low, variant, roles).peak
         if peak <= there:
             return f"{words} needs {gigabytes(peak)}"
     return f"a smaller width and height (--size) need less, and {one_network} with {one}"

@@ -139,7 +139,7 @@ class TextToImage(Pipeline):
             RequestError: there is too little memory, or a network's numbers are no longer finite.
         """
         made = recipe.metadata
-        self.check_memory(made["width"], made["height"], min(recipe.settings.batch_size, len(seeds)))
+        self.check_memory(recipe, min(recipe.settings.batch_size, len(seeds)))
         original = None if recipe.image is None else self.encode_image(recipe.image)
         groups = self.encode(conditions, made["clip_skip"], recipe.settings.guided)
         batches = [-(-len(group.images) // recipe.settings.batch_size) for group in groups]
@@ -187,11 +187,15 @@ class TextToImage(Pipeline):
         """An image of the size to be drawn as the mean of its latents, float32 (C, h, w).
 
         Raises:
-            BundleError: the bundle has no encoder of images.
+            RequestError: the encoder's numbers are not finite.
         """
         encoder = self.networks.session("vae_encoder")
         latents = self.latents
-        return encode(encoder, to_sample(image, 3), latents.scaling_factor, latents.factor, self.tiles)
+        encoded = encode(encoder, to_sample(image, 3), latents.scaling_factor, latents.factor, self.tiles)
+        if not np.isfinite(encoded).all():
+            remedy = self.networks.wider("vae_encoder") or "export the model again with another VAE (--vae)"
+            raise RequestError(f"the VAE makes latents of the picture whose numbers are not finite; {remedy}")
+        return encoded
 
     def decode(self, latents: Float32) -> UInt8:
         """Latents float32 (B, C, h, w) as images uint8 (B, H, W, 3), one by one.
@@ -209,14 +213,19 @@ class TextToImage(Pipeline):
             images.append(to_uint8(pixels[None]))
         return np.concatenate(images)
 
-    def check_memory(self, width: int, height: int, batch: int) -> None:
+    def check_memory(self, recipe: Recipe, batch: int) -> None:
         """Refuse what this machine has far too little memory for. What a graphics card has is not known here.
 
         Raises:
             RequestError: with what is needed, what there is, and what needs less.
         """
-        if self.networks.provider == "cpu" and not self.networks.ignore_memory:
-            check_memory(self.bundle, width, height, batch, self.networks.low_memory, self.networks.variant)
+        if self.networks.provider != "cpu" or self.networks.ignore_memory:
+            return
+        begin = [] if recipe.image is None else ["vae_encoder"]
+        walk = [] if recipe.settings.untouched else ["unet"]
+        roles, made = [*begin, "text_encoder", *walk, "vae_decoder"], recipe.metadata
+        low_memory, variant = self.networks.low_memory, self.networks.variant
+        check_memory(self.bundle, made["width"], made["height"], batch, low_memory, variant, roles)
 
     def conditions(
         self,

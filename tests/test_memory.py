@@ -21,7 +21,7 @@ from runtime.errors import RequestError
 from runtime.memory import MIB, PROCESS, check_memory, estimate
 
 GIB = 2**30
-SIZES = {"text_encoder": 492_323_498, "unet": 3_438_452_395, "vae_decoder": 198_603_772}
+SIZES = {"text_encoder": 492_323_498, "unet": 3_438_452_395, "vae_decoder": 198_603_772, "vae_encoder": 136_700_000}
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,14 @@ def test_what_fits_passes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> No
 def test_this_machine_refuses_what_none_has(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match=r"16384x16384, 1 at once, needs about \d{4,}\.\d GB of memory"):
         check_memory(bundle, 2**14, 2**14)
+
+
+def test_an_image_to_begin_at_needs_the_encoder_and_strength_0_no_u_net(bundle: Bundle) -> None:
+    roles = ["vae_encoder", "text_encoder", "vae_decoder"]
+    untouched = estimate(bundle, 512, 512, roles=roles)
+    assert [stage.role for stage in untouched.stages] == roles
+    drawn = estimate(bundle, 512, 512, roles=[*roles[:2], "unet", roles[2]])
+    assert untouched.peak < estimate(bundle, 512, 512).peak < drawn.peak
 
 
 def test_a_bundle_of_pixels_has_no_estimate(tmp_path: Path) -> None:
