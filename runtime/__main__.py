@@ -3,6 +3,7 @@
     python -m runtime --model mnist-paper --label 7 -o seven.png
     python -m runtime --model sd15 "a photo of a cat" -o cat.png
     python -m runtime --model sd15 --prompts list.txt -o pictures
+    python -m runtime replay cat.png
     python -m runtime check BUNDLE
     python -m runtime plan --model BUNDLE --sampler ddim --steps 20 --json -o plan.json
     python -m runtime benchmark BUNDLE
@@ -18,12 +19,13 @@ import os
 import sys
 import warnings
 
-from runtime import benchmark, check, draw, plan_command
+from runtime import benchmark, check, draw, plan_command, replay
 from runtime.arguments import ArgumentParser
 from runtime.engine import examine
 from runtime.errors import DiffusionError
 
 INTERRUPTED = 130
+COMMANDS = ("draw", "replay", "check", "plan", "benchmark", "doctor")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -43,8 +45,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def parser() -> ArgumentParser:
     main = ArgumentParser(prog="python -m runtime", description="Run exported diffusion models without PyTorch.")
-    commands = main.add_subparsers(dest="command", required=True, metavar="draw | check | plan | benchmark | doctor")
+    commands = main.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
     draw.add_arguments(commands.add_parser("draw", help="draw pictures; may be left out"))
+    replay.add_arguments(commands.add_parser("replay", help="draw a picture again, and say whether it is the same"))
     check.add_arguments(commands.add_parser("check", help="replay a bundle's conformance file on this machine"))
     benchmark.add_arguments(commands.add_parser("benchmark", help="images per second, against other programs in turn"))
     plan_command.add_arguments(commands.add_parser("plan", help="a sampler's table: printed, kept, or as a picture"))
@@ -60,8 +63,7 @@ def show_warning(message: Warning | str, *where: object, **more: object) -> None
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    commands = ("draw", "check", "plan", "benchmark", "doctor", "-h", "--help")
-    if words and words[0] not in commands:
+    if words and words[0] not in (*COMMANDS, "-h", "--help"):
         words = ["draw", *words]
     parsed = parser().parse_args(words)
     try:

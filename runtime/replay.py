@@ -1,0 +1,223 @@
+"""``python -m runtime replay``: draw a picture again from what it carries, and say whether it is the same.
+
+A picture may come from anybody. It names a model, which is looked for among the bundles of this machine by its plain
+name, and never a path: a picture to begin at, a plan or another bundle are given by whoever asks. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from runtime.bundle import MANIFEST, PLAIN_NAME, search_folders
+from runtime.engine import PROVIDERS
+from runtime.errors import BundleError, RequestError
+from runtime.fields import Fields
+from runtime.image import METADATA_KEY, UInt8
+from runtime.loading import load
+from runtime.model_plan import plan_sha256
+from runtime.pipeline import Pipeline
+from runtime.plan_arguments import SAMPLER_OPTIONS, read_plan
+from runtime.result import Result
+from runtime.source_image import MAX_BYTES, MAX_PIXELS, unreadable
+
+SAME_DB = 50.0  # from here on two pictures differ by rounding alone
+MAX_METADATA = 2**20  # characters
+OF_TEXT = ("prompt", "negative_prompt", "width", "height", "clip_skip")
+# What a picture says of the machine that drew it, which may be another one.
+OF_MACHINE = ("provider", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A picture and what it carries.
+
+    Attributes:
+        pixels: uint8 (H, W, C).
+        bundle, bundle_sha256: the model's name, and its manifest's hash.
+        low_memory: whether large pictures were decoded in tiles.
+        condition: prompts or label.
+        settings: arguments of a pipeline's call.
+        plan_sha256, image_sha256: of a plan and a picture to begin at that were given, or None.
+    """
+
+    pixels: UInt8
+    bundle: str
+    bundle_sha256: str | None
+    low_memory: bool
+    condition: Any
+    settings: Mapping[str, Any]
+    plan_sha256: str | None
+    image_sha256: str | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=replay)
+    parser.add_argument("picture", type=Path, help="a PNG that this program drew")
+    parser.add_argument("--model", help="a bundle's folder or name, instead of the name that the picture carries")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="the picture it began at, if it began at one")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="the plan it was drawn by, if it was given one")
+    parser.add_argument("-o", "--output", type=Path, help="keep the new picture")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument(
+        "--provider", choices=("auto", *PROVIDERS), default="auto", help="where to compute (default: %(default)s)"
+    )
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Draw again and compare; the exit status is 0 if the pictures are the same but for rounding, and else 1."""
+    carried = read_carried(arguments.picture)
+    model = carried_bundle(carried.bundle) if arguments.model is None else arguments.model
+    pipeline = load(model, arguments.provider, low_memory=carried.low_memory)
+    if arguments.model is None and pipeline.bundle.sha256 != carried.bundle_sha256:
+        raise RequestError(
+            f"{arguments.picture} was drawn by another {carried.bundle} than the one here (its manifest has another "
+            "SHA-256); name a bundle with --model"
+        )
+    result = draw_again(pipeline, carried, arguments)
+    if arguments.output is not None:
+        result.save(arguments.output, arguments.overwrite)
+    same, verdict = compare(carried.pixels, result.images[0])
+    print(f"{arguments.picture}: {verdict}")
+    return 0 if same else 1
+
+
+def carried_bundle(name: str) -> Path:
+    """The folder of the bundle that a picture names, where bundles are kept and nowhere else.
+
+    Raises:
+        RequestError: there is none.
+    """
+    for folder in search_folders():
+        if (folder / name / MANIFEST).is_file():
+            return folder / name
+    raise RequestError(f"the picture was drawn by {name}, of which there is no bundle here; name one with --model")
+
+
+def draw_again(pipeline: Pipeline, carried: Carried, arguments: argparse.Namespace) -> Result:
+    """The picture once more.
+
+    Raises:
+        RequestError: a plan or a picture to begin at is missing, or another.
+    """
+    settings = dict(carried.settings)
+    if carried.plan_sha256 is not None:
+        plan = read_plan(needed(arguments.plan, "was drawn by a plan that was given; give it with --plan"))
+        if plan_sha256(plan) != carried.plan_sha256:
+            raise RequestError(f"{arguments.plan} is not the plan that {arguments.picture} was drawn by")
+        settings = {name: settings[name] for name in settings.keys() & {*OF_TEXT, "guidance_scale", "seed", "rng"}}
+        settings["plan"] = plan
+    if carried.image_sha256 is not None:
+        settings["image"] = needed(arguments.image, "began at a picture; give it with --image")
+    result = pipeline(carried.condition, **settings)
+    if result.metadata.get("image_sha256") != carried.image_sha256:
+        raise RequestError(f"{arguments.image} is not the picture that {arguments.picture} began at")
+    return result
+
+
+def needed(path: Path | None, why: str) -> Path:
+    if path is None:
+        raise RequestError(f"the picture {why}")
+    return path
+
+
+def read_carried(path: Path) -> Carried:
+    """Read a picture and what it carries; sizes are looked at before anything is decoded.
+
+    Raises:
+        RequestError: no PNG, one that is too large, or one that carries nothing of this program's, or a sheet.
+    """
+    try:
+        if not path.is_file():
+            raise RequestError(f"the picture {path} does not exist")
+        if path.stat().st_size > MAX_BYTES:
+            raise RequestError(f"{path} has {path.stat().st_size} bytes; a picture has at most {MAX_BYTES}")
+        with Image.open(path, formats=("PNG",)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise RequestError(f"{path} claims {picture.width}x{picture.height} pixels; at most {MAX_PIXELS}")
+            picture.load()
+            text = picture.info.get(METADATA_KEY)
+            pixels = np.asarray(picture)
+    except (RequestError, MemoryError):
+        raise
+    except Exception as error:  # what Pillow raises for broken files is of a dozen kinds
+        raise unreadable(str(path), error) from error
+    if not isinstance(text, str):
+        raise RequestError(f"{path} does not say what made it; only PNGs of this program do, as it wrote them")
+    try:
+        if len(text) > MAX_METADATA:
+            raise BundleError(f"{path} carries {len(text)} characters; at most {MAX_METADATA}")
+        return understood(pixels if pixels.ndim == 3 else pixels[..., None], json.loads(text), str(path))
+    except (ValueError, RecursionError, BundleError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise RequestError(f"{path} carries nothing that can be drawn again ({why})") from error
+
+
+def understood(pixels: UInt8, value: object, where: str) -> Carried:
+    """What ``Result.metadata_of`` wrote.
+
+    Raises:
+        BundleError: something is missing, mistyped or left over.
+    """
+    fields = Fields(value, where)
+    if "seeds" in fields.left:
+        raise BundleError("it is a sheet; draw its pictures one by one")
+    bundle, sha256 = fields.take("bundle", str), fields.take("bundle_sha256", str, type(None))
+    if not re.fullmatch(PLAIN_NAME, bundle):
+        raise BundleError(f"{where}: bundle is {bundle!r}, which is no name of a bundle")
+    low_memory = fields.take("low_memory", bool)
+    fields.take("variant", str, type(None))  # of the weights, which the bundle's hash covers
+    for name in OF_MACHINE:
+        fields.take(name, str)
+    given = {name: fields.left.pop(name, None) for name in ("plan_sha256", "image_sha256")}
+    settings = {
+        "sampler": fields.take("sampler", str),
+        "num_inference_steps": fields.count("num_inference_steps"),
+        **plan_options(fields),
+        "guidance_scale": fields.number("guidance_scale"),
+        "rng": fields.take("rng", str),
+        "seed": fields.count("seed", least=0, most=2**64 - 1),
+    }
+    if "class_label" in fields.left:
+        condition = fields.count("class_label", least=0)
+    else:
+        text = {name: fields.take(name, str) for name in OF_TEXT[:2]}
+        condition = text["prompt"]
+        settings |= {"negative_prompt": text["negative_prompt"]}
+        settings |= {name: fields.count(name, least=0) for name in OF_TEXT[2:]}
+    fields.finish()
+    return Carried(pixels, bundle, sha256, low_memory, condition, settings, **given)
+
+
+def plan_options(fields: Fields) -> dict[str, Any]:
+    """Options of the sampler, and no other argument of a call: none of them names a file.
+
+    Raises:
+        BundleError: there are others.
+    """
+    options: dict[str, Any] = fields.take("options", dict)
+    if options.keys() - SAMPLER_OPTIONS:
+        raise BundleError(f"{fields.where}: no sampler has an option {min(options.keys() - SAMPLER_OPTIONS)!r}")
+    return options
+
+
+def compare(before: UInt8, after: UInt8) -> tuple[bool, str]:
+    """Whether two pictures, uint8 (H, W, C), are the same but for rounding, and in words."""
+    if before.shape != after.shape:
+        return False, f"another size: {before.shape[1]}x{before.shape[0]}, and now {after.shape[1]}x{after.shape[0]}"
+    difference = np.abs(before.astype(np.int16) - after)
+    if not difference.any():
+        return True, "the same, bit for bit"
+    psnr = 10 * math.log10(255**2 / np.square(difference.astype(np.float64)).mean())
+    share = 100 * (difference > 0).any(axis=2).mean()
+    words = f"{share:.2g} % of the pixels differ, by at most {difference.max()} of 255 ({psnr:.1f} dB)"
+    return psnr >= SAME_DB, f"{'the same but for rounding' if psnr >= SAME_DB else 'another picture'}: {words}"

@@ -1,0 +1,163 @@
+"""Proves that a picture can be drawn again from what it carries, that another one is noticed, and that whatever a
+stranger's picture carries opens no file of its choosing and ends in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from runtime import load
+from runtime.__main__ import main
+from runtime.image import METADATA_KEY, encode_image
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["bundle", "options", "seed", "prompt", "width", "rng", "sampler"])
+
+
+@pytest.fixture
+def models(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tiny_models))
+    return tiny_models
+
+
+def carrying(path: Path, **changes: Any) -> None:
+    """Change what a picture carries; None takes a key away."""
+    with Image.open(path) as picture:
+        pixels, carried = np.asarray(picture), json.loads(picture.info[METADATA_KEY]) | changes
+    kept = {key: value for key, value in carried.items() if value is not None}
+    path.write_bytes(encode_image(pixels if pixels.ndim == 3 else pixels[..., None], ".png", kept))
+
+
+TEXT = ["a (red:1.5) circle", "--negative", "blue", "--size", "10x8", "--sampler", "dpmpp_2m_sde", "--clip-skip", "1"]
+DRAWN = {
+    "text": ["--model", "tiny-text", *TEXT, "--guidance-scale", "4", "--rng", "torch"],
+    "classes": ["--model", "tiny", "--label", "dog", "--sampler", "ddpm", "--steps", "12"],
+    "options": ["--model", "tiny-text", "red", "--sampler", "euler", "--sigma-spacing", "karras"],
+    "interval": ["--model", "tiny-text", "red", "--guidance-interval", "0.3,5", "--clip-sample", "1.5"],
+    "low memory": ["--model", "tiny-text", "red", "--low-memory"],
+}
+
+
+@pytest.mark.parametrize("arguments", DRAWN.values(), ids=DRAWN)
+def test_a_picture_is_drawn_again(models: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main([*arguments, "--seed", "7", "-o", "out.png"]) == 0
+    capsys.readouterr()
+    assert main(["replay", "out.png", "-o", "again.png"]) == 0
+    assert "out.png: the same, bit for bit" in capsys.readouterr().out
+    with Image.open("out.png") as before, Image.open("again.png") as after:
+        assert before.info[METADATA_KEY] == after.info[METADATA_KEY]
+
+
+def test_one_of_several(models: Path) -> None:
+    assert main(["--model", "tiny-text", "red", "--count", "3", "--seed", "7", "-o", "out.png"]) == 0
+    assert main(["replay", "out-3.png"]) == 0
+
+
+def test_a_picture_that_began_at_one(models: Path, refusal: Callable[..., str]) -> None:
+    for name, value in (("begin.png", 90), ("other.png", 91)):
+        Image.new("RGB", (8, 8), (value, 10, 200)).save(name)
+    drawn = ["--model", "tiny-text", "red", "--image", "begin.png", "--strength", "0.6", "--seed", "1", "-o", "out.png"]
+    assert main(drawn) == 0
+    assert main(["replay", "out.png", "--image", "begin.png"]) == 0
+    assert "began at a picture; give it with --image" in refusal(main, "replay", "out.png")
+    assert "other.png is not the picture" in refusal(main, "replay", "out.png", "--image", "other.png")
+
+
+def test_a_picture_drawn_by_a_plan(models: Path, refusal: Callable[..., str]) -> None:
+    for name, steps in (("plan.json", "7"), ("other.json", "8")):
+        assert main(["plan", "--model", "tiny-text", "--steps", steps, "--json", "-o", name]) == 0
+    assert main(["--model", "tiny-text", "red", "--plan", "plan.json", "--seed", "1", "-o", "out.png"]) == 0
+    assert main(["replay", "out.png", "--plan", "plan.json"]) == 0
+    assert "drawn by a plan that was given; give it with --plan" in refusal(main, "replay", "out.png")
+    assert "other.json is not the plan" in refusal(main, "replay", "out.png", "--plan", "other.json")
+
+
+def test_another_picture_is_noticed(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "tiny-text", "red", "--seed", "7", "-o", "out.png"]) == 0
+    carrying(Path("out.png"), seed=8)
+    capsys.readouterr()
+    assert main(["replay", "out.png"]) == 1
+    assert "out.png: another picture: " in capsys.readouterr().out
+
+
+def test_rounding_is_no_difference(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = load("tiny-text", provider="cpu")("red", seed=7, width=64, height=64)
+    pixels = result.images[0].copy()
+    pixels[3, 5, 1] ^= 1
+    Path("out.png").write_bytes(encode_image(pixels, ".png", result.metadata_of(0)))
+    assert main(["replay", "out.png"]) == 0
+    assert "the same but for rounding: 0.024 % of the pixels differ, by at most 1 of 255" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bundle": "../../etc"}, "which is no name of a bundle"),
+        ({"bundle": "/etc"}, "which is no name of a bundle"),
+        ({"bundle": "elsewhere"}, "was drawn by elsewhere, of which there is no bundle here"),
+        ({"bundle_sha256": "0" * 64}, "was drawn by another tiny-text than the one here"),
+        ({"options": {"image": "/etc/passwd"}}, "no sampler has an option 'image'"),
+        ({"options": {"plan": "x"}}, "no sampler has an option 'plan'"),
+        ({"options": {"eta": "x"}}, "eta is x"),
+        ({"image": "/etc/passwd"}, "has unknown keys: image"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": None}, "lacks the key 'seed'"),
+        ({"width": 10**9}, "width is 1000000000"),
+        ({"num_inference_steps": 10**6}, "num_inference_steps 1000000 exceeds"),
+        ({"prompt": 5}, "prompt must be str"),
+        ({"seeds": [1, 2]}, "it is a sheet; draw its pictures one by one"),
+    ],
+)
+def test_what_a_strangers_picture_may_carry(
+    models: Path, refusal: Callable[..., str], changes: dict[str, Any], message: str
+) -> None:
+    assert main(["--model", "tiny-text", "red", "--seed", "7", "-o", "out.png"]) == 0
+    carrying(Path("out.png"), **changes)
+    assert message in refusal(main, "replay", "out.png")
+
+
+def test_files_that_are_no_pictures_of_ours(models: Path, refusal: Callable[..., str]) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    Image.new("RGB", (8, 8)).save("picture.jpg")
+    Path("text.png").write_text("no picture")
+    info = PngInfo()
+    info.add_text(METADATA_KEY, "[" * 10**5)
+    Image.new("RGB", (8, 8)).save("deep.png", pnginfo=info)
+    for name, message in (
+        ("missing.png", "the picture missing.png does not exist"),
+        (".", "the picture . does not exist"),
+        ("plain.png", "does not say what made it"),
+        ("picture.jpg", "cannot be read as a picture"),
+        ("text.png", "cannot be read as a picture"),
+        ("deep.png", "carries nothing that can be drawn again"),
+    ):
+        assert message in refusal(main, "replay", name)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(KEYS, JSON))
+def test_whatever_it_carries_is_no_traceback(
+    models: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    if not Path("base.png").exists():
+        assert main(["--model", "tiny-text", "red", "--seed", "7", "-o", "base.png"]) == 0
+    Path("out.png").write_bytes(Path("base.png").read_bytes())
+    try:
+        carrying(Path("out.png"), **changes)
+    except (ValueError, UnicodeError):  # no text that a PNG could carry
+        return
+    assert main(["replay", "out.png"]) in (0, 1, 2)
+    assert capsys.readouterr().err.count("\n") <= 2
