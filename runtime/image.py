@@ -21,6 +21,7 @@ from runtime.errors import RequestError
 
 UInt8 = npt.NDArray[np.uint8]
 METADATA_KEY = "diffusion-anywhere"
+PARAMETERS_KEY = "parameters"  # where the web interfaces look, see ``runtime.parameters``
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MAX_SIDES = {"PNG": 2**31 - 1, "WEBP": 2**14 - 1, "JPEG": 65500}  # of libpng, libwebp and libjpeg
 GAP = 2  # pixels between the images of a sheet
@@ -68,8 +69,10 @@ def check_size(suffix: str, width: int, height: int) -> None:
         )
 
 
-def encode_image(image: UInt8, suffix: str, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """An encoded file. PNG carries ``metadata`` as a JSON text chunk.
+def encode_image(
+    image: UInt8, suffix: str, metadata: Mapping[str, Any] | None = None, words: str | None = None
+) -> bytes:
+    """An encoded file. PNG carries ``metadata`` as a JSON text chunk, and ``words`` as another, for other programs.
 
     Raises:
         RequestError: the format cannot hold the picture.
@@ -79,6 +82,8 @@ def encode_image(image: UInt8, suffix: str, metadata: Mapping[str, Any] | None =
     info = PngInfo()
     if metadata is not None:
         info.add_text(METADATA_KEY, json.dumps(metadata, sort_keys=True))
+    if words:
+        info.add_text(PARAMETERS_KEY, words)
     extra = {"pnginfo": info} if FORMATS[suffix] == "PNG" else {"quality": 95}
     try:
         to_pil(image).save(buffer, FORMATS[suffix], **extra)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from runtime.errors import RequestError
 from runtime.image import FORMATS, UInt8, check_writable, encode_image, make_grid, write_file
 from runtime.limits import check_whole
+from runtime.parameters import parameters
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Result:
         Raises:
             RequestError: the format cannot hold the picture.
         """
-        return encode_image(self.images[k], suffix, self.metadata_of(k))
+        made = self.metadata_of(k)
+        return encode_image(self.images[k], suffix, made, parameters(made))
 
     def metadata_of(self, k: int) -> dict[str, Any]:
         """What made image k."""

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.plan import SAMPLERS
-from tests.samplers_table import DOCS, KNOWN_AS, STEPS
+from runtime.samplers import KNOWN_AS
+from tests.samplers_table import DOCS, STEPS
 from training.classifier.agreement import Proportion
 
 UInt8 = npt.NDArray[np.uint8]

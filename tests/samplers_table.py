@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 
 from runtime.plan import SAMPLERS, compile_plan, sampler_options
+from runtime.samplers import KNOWN_AS
 from runtime.samplers.rows import NOISE
 from tests.gaussian_mixture import SCHEDULE, errors
 from tests.sampler_cases import (
@@ -33,28 +34,6 @@ PAGE, FIGURE = DOCS / "samplers.md", DOCS / "convergence.svg"
 
 STEPS = 10
 ORDER_COUNTS = (32, 64, 128)
-KNOWN_AS = {
-    "ddpm": "DDPM",
-    "ddim": "DDIM",
-    "pndm": "PLMS",
-    "lms": "LMS",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm2_ancestral": "DPM2 a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_3m": "DPM++ 3M",
-    "dpmpp_2s": "DPM++ 2S",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "unipc": "UniPC",
-    "deis": "DEIS",
-    "sa_solver": "SA-Solver",
-    "lcm": "LCM",
-    "tcd": "TCD",
-}
 
 
 class Facts(NamedTuple):

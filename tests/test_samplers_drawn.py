@@ -11,8 +11,9 @@ from PIL import Image
 from runtime import load
 from runtime.class_to_image import ClassToImage
 from runtime.plan import SAMPLERS
+from runtime.samplers import KNOWN_AS
 from tests.samplers_drawn import BUNDLE, CLASSES, COUNT, NAME_WIDTH, PAGE, REFERENCE, SHEET, places, strip
-from tests.samplers_table import KNOWN_AS, STEPS
+from tests.samplers_table import STEPS
 
 ROWS = re.findall(r"^\| (.+) \| (\d+) \| (\d+\.\d) % \| .+ \|$", PAGE.read_text("utf-8"), re.MULTILINE)
 RIGHTLY = {(name, int(steps)): float(percent) for name, steps, percent in ROWS}

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from runtime.plan import SAMPLERS, find_sampler
+from runtime.samplers import KNOWN_AS
 from tests.gaussian_mixture import DEVIATION, MEAN, output
 from tests.sampler_cases import CASES, SIGMA_SPACINGS, Case, sigma_spacings
-from tests.samplers_table import ABSENT, KNOWN_AS, PAGE, compared, facts
+from tests.samplers_table import ABSENT, PAGE, compared, facts
 
 TEXT = PAGE.read_text("utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", (PAGE.parent / "plan.md").read_text("utf-8"), re.DOTALL)

@@ -61,6 +61,30 @@ SAMPLERS: dict[str, Sampler] = {
     "tcd": Sampler(consistency.tcd, trajectory_levels, selects_timesteps=False, default_steps=4),
 }
 
+# What people call them.
+KNOWN_AS = {
+    "ddpm": "DDPM",
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "lms": "LMS",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_3m": "DPM++ 3M",
+    "dpmpp_2s": "DPM++ 2S",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "unipc": "UniPC",
+    "deis": "DEIS",
+    "sa_solver": "SA-Solver",
+    "lcm": "LCM",
+    "tcd": "TCD",
+}
+
 # Other names, in the form that ``simplified`` gives them. Classes of diffusers go by their default options.
 ALIASES = {
     "plms": "pndm",
