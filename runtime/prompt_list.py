@@ -88,7 +88,10 @@ def read_prompt_list(path: Path, subject: str) -> list[Entry]:
                 raise RequestError(f"{where}: the list asks for more than {MAX_PICTURES} pictures; divide it")
             if subject not in asked:
                 raise RequestError(f"{where} lacks the key {subject!r}")
-            entries.append(Entry(number, where, asked, by_arguments(asked, where)))
+            values = by_arguments(asked, where)
+            if "image" in values:
+                values["image"] = path.parent / values["image"]  # so that a list can be kept beside its pictures
+            entries.append(Entry(number, where, asked, values))
     if not entries:
         raise RequestError(f"{path} has no line that says what to draw; give a {subject} on each")
     return entries
