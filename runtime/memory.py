@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.available_memory import available_bytes, held_bytes
 from runtime.bundle import Bundle, Latents
@@ -93,54 +93,49 @@ class Estimate:
         return ", ".join(f"{stage.role} {gigabytes(stage.peak)}" for stage in self.stages)
 
 
-def estimate(
-    bundle: Bundle,
-    width: int,
-    height: int,
-    batch: int = 1,
-    low_memory: bool = False,
-    variant: str | None = None,
-    roles: Sequence[str] = DRAWING,
-) -> Estimate:
-    """What drawing needs.
+@dataclass(frozen=True)
+class Demand:
+    """What is asked of a bundle that works on latents.
 
-    Args:
-        bundle: one that works on latents.
+    Attributes:
         width, height: of the images, in pixels.
         batch: images evaluated together. Under guidance the U-Net has two rows for each, in turn with low_memory.
         low_memory: one network at a time, and the VAE in tiles.
         variant: the graphs that are preferred; without it float32.
         roles: the networks that run, in their order; of the VAE's encoder it is supposed that it needs what the decoder
             does, whose feature maps are the same and more.
+    """
+
+    width: int
+    height: int
+    batch: int = 1
+    low_memory: bool = False
+    variant: str | None = None
+    roles: Sequence[str] = DRAWING
+
+
+def estimate(bundle: Bundle, demand: Demand) -> Estimate:
+    """What it needs.
 
     Raises:
         RequestError: the bundle has no latents.
     """
     if bundle.latents is None:
         raise RequestError(f"{bundle.name} works on pixels; its memory is not estimated")
-    rows = batch if low_memory else 2 * batch
+    rows = demand.batch if demand.low_memory else 2 * demand.batch
+    size = demand.height, demand.width, bundle.latents
     activations = {
         "text_encoder": TEXT_ENCODER_FIXED,
-        "unet": unet_activations(rows, height, width, bundle.latents),
-        "vae_encoder": vae_activations(height, width, bundle.latents, low_memory),
-        "vae_decoder": vae_activations(height, width, bundle.latents, low_memory),
+        "unet": unet_activations(rows, *size),
+        "vae_encoder": vae_activations(*size, demand.low_memory),
+        "vae_decoder": vae_activations(*size, demand.low_memory),
     }
-    stages = (Stage(role, weights(bundle, role, variant), activations[role]) for role in roles)
-    return Estimate(tuple(stages), low_memory)
+    stages = (Stage(role, weights(bundle, role, demand.variant), activations[role]) for role in demand.roles)
+    return Estimate(tuple(stages), demand.low_memory)
 
 
-def check_memory(
-    bundle: Bundle,
-    width: int,
-    height: int,
-    batch: int = 1,
-    low_memory: bool = False,
-    variant: str | None = None,
-    roles: Sequence[str] = DRAWING,
-) -> None:
+def check_memory(bundle: Bundle, demand: Demand) -> None:
     """Refuse a request that needs far more memory than there is, and warn of one that may not fit.
-
-    Arguments are those of ``estimate``.
 
     What this process holds already counts as there: it is mostly networks of earlier requests, which are used again.
 
@@ -151,36 +146,27 @@ def check_memory(
     if free is None:
         return
     there = free + held_bytes()
-    needed = estimate(bundle, width, height, batch, low_memory, variant, roles)
+    needed = estimate(bundle, demand)
     if needed.peak <= there:
         return
     message = (
-        f"{width}x{height}, {batch} at once, needs about {gigabytes(needed.peak)} of memory ({needed}), and there "
-        f"are {gigabytes(there)}; {advice(bundle, width, height, batch, low_memory, variant, roles, there)}"
+        f"{demand.width}x{demand.height}, {demand.batch} at once, needs about {gigabytes(needed.peak)} of memory "
+        f"({needed}), and there are {gigabytes(there)}; {advice(bundle, demand, there)}"
     )
     if needed.peak > SLACK * there:
         raise RequestError(f"{message}; ignore_memory (--ignore-memory) tries it all the same")
     warnings.warn(message, stacklevel=3)
 
 
-def advice(
-    bundle: Bundle,
-    width: int,
-    height: int,
-    batch: int,
-    low_memory: bool,
-    variant: str | None,
-    roles: Sequence[str],
-    there: int,
-) -> str:
+def advice(bundle: Bundle, demand: Demand, there: int) -> str:
     """The mildest change that would do, with what it needs, or else what is left to try."""
     one, one_network = "batch_size=1 (--batch-size 1)", "low_memory (--low-memory)"
-    changes = [(one, 1, False), (one_network, batch, True), (f"{one_network} with {one}", 1, True)]
-    changes = [(words, fewer, low) for words, fewer, low in changes if fewer <= batch and low >= low_memory]
-    for words, fewer, low in changes:
-        peak = estimate(bundle, width, height, fewer, low, variant, roles).peak
-        if peak <= there:
-            return f"{words} needs {gigabytes(peak)}"
+    changes = [(one, 1, False), (one_network, demand.batch, True), (f"{one_network} with {one}", 1, True)]
+    for words, batch, low in changes:
+        if batch <= demand.batch and low >= demand.low_memory:
+            peak = estimate(bundle, replace(demand, batch=batch, low_memory=low)).peak
+            if peak <= there:
+                return f"{words} needs {gigabytes(peak)}"
     return f"a smaller width and height (--size) need less, and {one_network} with {one}"
 
 

@@ -19,7 +19,7 @@ from runtime.bundle import Bundle, Latents, TextConditioning
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.limits import check_whole
-from runtime.memory import check_memory
+from runtime.memory import Demand, check_memory
 from runtime.networks import Networks
 from runtime.pipeline import Conditioning, Pipeline, Progress
 from runtime.prompt import PromptTokenizer, check_text
@@ -223,9 +223,10 @@ class TextToImage(Pipeline):
             return
         begin = [] if recipe.image is None else ["vae_encoder"]
         walk = [] if recipe.settings.untouched else ["unet"]
-        roles, made = [*begin, "text_encoder", *walk, "vae_decoder"], recipe.metadata
-        low_memory, variant = self.networks.low_memory, self.networks.variant
-        check_memory(self.bundle, made["width"], made["height"], batch, low_memory, variant, roles)
+        networks, made = self.networks, recipe.metadata
+        roles = [*begin, "text_encoder", *walk, "vae_decoder"]
+        demand = Demand(made["width"], made["height"], batch, networks.low_memory, networks.variant, roles)
+        check_memory(self.bundle, demand)
 
     def conditions(
         self,

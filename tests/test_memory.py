@@ -18,7 +18,7 @@ import runtime.memory
 from runtime.available_memory import available_bytes, held_bytes, listed_held, macos_available
 from runtime.bundle import Bundle, File, Latents, open_bundle
 from runtime.errors import RequestError
-from runtime.memory import MIB, PROCESS, check_memory, estimate
+from runtime.memory import MIB, PROCESS, Demand, check_memory, estimate
 
 GIB = 2**30
 SIZES = {"text_encoder": 492_323_498, "unet": 3_438_452_395, "vae_decoder": 198_603_772, "vae_encoder": 136_700_000}
@@ -140,7 +140,7 @@ def test_the_estimate_is_what_was_measured(
     bundle: Bundle, stage: int, rows: int, height: int, width: int, measured: int
 ) -> None:
     """Within an eighth, and never below."""
-    found = estimate(bundle, width, height, 1, low_memory=rows == 1).stages[stage]
+    found = estimate(bundle, Demand(width, height, 1, low_memory=rows == 1)).stages[stage]
     estimated = (PROCESS + found.weights + found.activations) / MIB
     assert measured <= estimated <= 1.125 * measured
 
@@ -148,12 +148,15 @@ def test_the_estimate_is_what_was_measured(
 def test_more_is_never_less(bundle: Bundle) -> None:
     sizes = (64, 256, 512, 520, 768, 1024, 2048)
     for low_memory in (False, True):
-        peaks = [estimate(bundle, size, size, 1, low_memory).peak for size in sizes]
+        peaks = [estimate(bundle, Demand(size, size, 1, low_memory)).peak for size in sizes]
         assert peaks == sorted(peaks)
         assert len(set(peaks)) > 3
-        assert estimate(bundle, 512, 512, 4, low_memory).peak > estimate(bundle, 512, 512, 1, low_memory).peak
+        assert (
+            estimate(bundle, Demand(512, 512, 4, low_memory)).peak
+            > estimate(bundle, Demand(512, 512, 1, low_memory)).peak
+        )
     for size in sizes:
-        assert estimate(bundle, size, size, 2, True).peak < estimate(bundle, size, size, 2, False).peak
+        assert estimate(bundle, Demand(size, size, 2, True)).peak < estimate(bundle, Demand(size, size, 2, False)).peak
 
 
 def there_are(monkeypatch: pytest.MonkeyPatch, free: int | None, held: int = 0) -> None:
@@ -186,44 +189,44 @@ def test_what_does_not_fit_is_refused_with_what_would(
         r".*; ignore_memory \(--ignore-memory\) tries it all the same"
     )
     with pytest.raises(RequestError, match=message) as error:
-        check_memory(bundle, size, size, batch, low_memory)
+        check_memory(bundle, Demand(size, size, batch, low_memory))
     assert "\n" not in str(error.value)
 
 
 def test_what_may_just_not_fit_is_warned_of(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is where the estimate is 1.3 times what there is."""
-    needed = estimate(bundle, 512, 512).peak
+    needed = estimate(bundle, Demand(512, 512)).peak
     there_are(monkeypatch, int(needed / 1.29))
     with pytest.warns(UserWarning, match=r"512x512, 1 at once, needs about .* GB; low_memory \(--low-memory\) needs 4"):
-        check_memory(bundle, 512, 512)
+        check_memory(bundle, Demand(512, 512))
     there_are(monkeypatch, int(needed / 1.31))
     with pytest.raises(RequestError, match="needs about"):
-        check_memory(bundle, 512, 512)
+        check_memory(bundle, Demand(512, 512))
 
 
 @pytest.mark.filterwarnings("error")
 def test_what_fits_passes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     there_are(monkeypatch, 16 * 10**9)
-    check_memory(bundle, 512, 512)
+    check_memory(bundle, Demand(512, 512))
     there_are(monkeypatch, 10**9, held=15 * 10**9)  # by the networks of an earlier request
-    check_memory(bundle, 512, 512)
+    check_memory(bundle, Demand(512, 512))
     there_are(monkeypatch, None)
-    check_memory(bundle, 2**14, 2**14)
+    check_memory(bundle, Demand(2**14, 2**14))
 
 
 def test_this_machine_refuses_what_none_has(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match=r"16384x16384, 1 at once, needs about \d{4,}\.\d GB of memory"):
-        check_memory(bundle, 2**14, 2**14)
+        check_memory(bundle, Demand(2**14, 2**14))
 
 
 def test_an_image_to_begin_at_needs_the_encoder_and_strength_0_no_u_net(bundle: Bundle) -> None:
     roles = ["vae_encoder", "text_encoder", "vae_decoder"]
-    untouched = estimate(bundle, 512, 512, roles=roles)
+    untouched = estimate(bundle, Demand(512, 512, roles=roles))
     assert [stage.role for stage in untouched.stages] == roles
-    drawn = estimate(bundle, 512, 512, roles=[*roles[:2], "unet", roles[2]])
-    assert untouched.peak < estimate(bundle, 512, 512).peak < drawn.peak
+    drawn = estimate(bundle, Demand(512, 512, roles=[*roles[:2], "unet", roles[2]]))
+    assert untouched.peak < estimate(bundle, Demand(512, 512)).peak < drawn.peak
 
 
 def test_a_bundle_of_pixels_has_no_estimate(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="tiny works on pixels"):
-        estimate(open_bundle(tiny_bundle.write(tmp_path)), 8, 8)
+        estimate(open_bundle(tiny_bundle.write(tmp_path)), Demand(8, 8))
