@@ -20,14 +20,13 @@ import numpy as np
 
 from runtime.arguments import parse_labels
 from runtime.class_to_image import ClassToImage
-from runtime.errors import PromptWarning, RequestError
+from runtime.errors import PromptWarning, RequestError, one_line
 from runtime.limits import check_whole
 from runtime.noise import image_seed
 from runtime.picture_index import Index, Record, locked, read_index, remove_leftovers
 from runtime.pipeline import Pipeline, Progress
 from runtime.prompt_list import MAX_PICTURES, Entry
 from runtime.recipe import Recipe
-from runtime.session import one_line
 from runtime.text_to_image import TextToImage
 
 SLUG_CHARACTERS = 40

@@ -22,3 +22,8 @@ class RequestError(DiffusionError, ValueError):
 
 class PromptWarning(UserWarning):
     """Not all of a prompt will be heard."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of some library, short enough for a line of ours."""
+    return " ".join(str(error).split())[:300]

@@ -25,8 +25,6 @@ Int64 = npt.NDArray[np.int64]
 MAX_TOKENIZER_BYTES = 64 * 2**20
 MAX_CHARACTERS = 10**6
 SHOWN = 60  # characters of a prompt that a message repeats
-
-
 # Time and memory grow with every chunk, and nobody types so many.
 MAX_CHUNKS = 32
 COMMA_WITHIN = 20  # tokens

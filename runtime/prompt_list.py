@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.arguments import parse_size
-from runtime.errors import BundleError, RequestError
+from runtime.errors import BundleError, RequestError, one_line
 from runtime.fields import Fields
 from runtime.plan_arguments import SAMPLER_OPTIONS
-from runtime.session import one_line
 
 MAX_LIST_BYTES = 16 * 2**20
 MAX_PICTURES = 99_999  # the names of more would not sort; every line is one at least

@@ -20,7 +20,7 @@ from PIL import Image
 
 from runtime.bundle import MANIFEST, PLAIN_NAME, search_folders
 from runtime.engine import PROVIDERS
-from runtime.errors import BundleError, RequestError
+from runtime.errors import BundleError, RequestError, one_line
 from runtime.fields import Fields
 from runtime.image import METADATA_KEY, UInt8
 from runtime.loading import load
@@ -28,7 +28,7 @@ from runtime.model_plan import plan_sha256
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import SAMPLER_OPTIONS, read_plan
 from runtime.result import Result
-from runtime.source_image import MAX_BYTES, MAX_PIXELS, unreadable
+from runtime.source_image import MAX_BYTES, MAX_PIXELS, reading
 
 SAME_DB = 50.0  # from here on two pictures differ by rounding alone
 MAX_METADATA = 2**20  # characters
@@ -136,7 +136,7 @@ def read_carried(path: Path) -> Carried:
     Raises:
         RequestError: no PNG, one that is too large, or one that carries nothing of this program's, or a sheet.
     """
-    try:
+    with reading(str(path)):
         if not path.is_file():
             raise RequestError(f"the picture {path} does not exist")
         if path.stat().st_size > MAX_BYTES:
@@ -147,10 +147,6 @@ def read_carried(path: Path) -> Carried:
             picture.load()
             text = picture.info.get(METADATA_KEY)
             pixels = np.asarray(picture)
-    except (RequestError, MemoryError):
-        raise
-    except Exception as error:  # what Pillow raises for broken files is of a dozen kinds
-        raise unreadable(str(path), error) from error
     if not isinstance(text, str):
         raise RequestError(f"{path} does not say what made it; only PNGs of this program do, as it wrote them")
     try:
@@ -158,8 +154,7 @@ def read_carried(path: Path) -> Carried:
             raise BundleError(f"{path} carries {len(text)} characters; at most {MAX_METADATA}")
         return understood(pixels if pixels.ndim == 3 else pixels[..., None], json.loads(text), str(path))
     except (ValueError, RecursionError, BundleError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise RequestError(f"{path} carries nothing that can be drawn again ({why})") from error
+        raise RequestError(f"{path} carries nothing that can be drawn again ({one_line(error)})") from error
 
 
 def understood(pixels: UInt8, value: object, where: str) -> Carried:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from runtime.adapter import ForeignGraph, adapted_inputs, adapted_outputs, native_outputs
 from runtime.bundle import Bundle, GraphVariant, TensorSpec
 from runtime.engine import PROVIDERS, import_engine
-from runtime.errors import BundleError, EngineError, RequestError
+from runtime.errors import BundleError, EngineError, RequestError, one_line
 from runtime.external_data import check_external_data, mapped
 from runtime.verified import check_sha256
 
@@ -112,10 +112,6 @@ class Session:
         elsewhere = sum(count for name, count in self.placement.items() if name != PROVIDERS[self.provider])
         total = sum(self.placement.values())
         return f"{elsewhere} of {total} nodes of {self.graph.file.name} run on the CPU" if elsewhere else ""
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def choose_provider(wanted: str) -> tuple[str, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from runtime.errors import RequestError
+from runtime.errors import RequestError, one_line
 from runtime.image import UInt8
 
 Float32 = npt.NDArray[np.float32]
@@ -41,7 +43,7 @@ def open_image(image: ImageInput) -> Image.Image:
 
 def read_image(path: Path) -> Image.Image:
     """Read a file; its size is looked at before anything of it is decoded."""
-    try:
+    with reading(str(path)):
         if not path.is_file():  # a pipe would be waited for
             raise RequestError(f"the picture {path} does not exist" if not path.exists() else f"{path} is no file")
         size = path.stat().st_size
@@ -50,10 +52,6 @@ def read_image(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``decoded`` is stricter
             opened = Image.open(path, formats=READABLE)
-    except (RequestError, MemoryError):
-        raise
-    except Exception as error:  # what Pillow raises for broken files is of a dozen kinds
-        raise unreadable(str(path), error) from error
     with opened:
         return decoded(opened, str(path))
 
@@ -64,17 +62,20 @@ def decoded(image: Image.Image, name: str) -> Image.Image:
         raise RequestError(
             f"{name} claims {image.width}x{image.height} pixels; a picture to begin at has at most {MAX_PIXELS}"
         )
-    try:
+    with reading(name):
         return to_rgb(image)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever Pillow raises for a broken file, which is of a dozen kinds, as a RequestError."""
+    try:
+        yield
     except (RequestError, MemoryError):
         raise
     except Exception as error:
-        raise unreadable(name, error) from error
-
-
-def unreadable(name: str, error: Exception) -> RequestError:
-    why = " ".join(str(error).split())[:200] or type(error).__name__
-    return RequestError(f"{name} cannot be read as a picture ({why}); give one of {', '.join(READABLE)}")
+        why = one_line(error) or type(error).__name__
+        raise RequestError(f"{name} cannot be read as a picture ({why}); give one of {', '.join(READABLE)}") from error
 
 
 def from_array(array: UInt8) -> Image.Image:

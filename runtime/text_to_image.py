@@ -171,7 +171,7 @@ class TextToImage(Pipeline):
         groups: dict[int, list[int]] = {}
         for k, each in enumerate(conditions):
             groups.setdefault(max(encoded[each[key]].shape[1] for key in keys), []).append(k)
-        if len(groups) > 1 or len({states.shape[1] for states in encoded.values()}) > 1:
+        if len({states.shape[1] for states in encoded.values()}) > 1:
             encoded[""] = encode_chunks(encoder, self.tokenizer.chunks(""), clip_skip, dim)
 
         def told(images: list[int], key: str, length: int) -> dict[str, Array]:
