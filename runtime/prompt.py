@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -188,6 +188,18 @@ def check_text(prompt: object) -> None:
             f"the prompt is not text: character {error.start + 1} is {prompt[error.start]!a}, "
             "half a surrogate pair; give it in UTF-8"
         ) from error
+
+
+def texts(prompt: str | Sequence[str]) -> list[str]:
+    """One prompt or several as a list.
+
+    Raises:
+        RequestError: one is no text, or longer than a million characters.
+    """
+    found = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes) else [prompt]
+    for each in found:
+        check_text(each)
+    return found
 
 
 def shortened(text: str) -> str:

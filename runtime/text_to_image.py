@@ -6,7 +6,7 @@ Shapes: B images, L tokens, D width of the text embeddings, C h w one image's la
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from runtime.limits import check_whole
 from runtime.memory import Demand, check_memory
 from runtime.networks import Networks
 from runtime.pipeline import Conditioning, Pipeline, Progress
-from runtime.prompt import PromptTokenizer, check_text
+from runtime.prompt import PromptTokenizer, texts
 from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.session import Array
@@ -193,7 +193,7 @@ class TextToImage(Pipeline):
         latents = self.latents
         encoded = encode(encoder, to_sample(image, 3), latents.scaling_factor, latents.factor, self.tiles)
         if not np.isfinite(encoded).all():
-            remedy = self.networks.wider("vae_encoder") or "export the model again with another VAE (--vae)"
+            remedy = self.another_vae("vae_encoder")
             raise RequestError(f"the VAE makes latents of the picture whose numbers are not finite; {remedy}")
         return encoded
 
@@ -208,10 +208,14 @@ class TextToImage(Pipeline):
         for k, each in enumerate(latents):
             pixels = decode(decoder, each, self.latents.scaling_factor, self.latents.factor, self.tiles)
             if not np.isfinite(pixels).all():
-                remedy = self.networks.wider("vae_decoder") or "export the model again with another VAE (--vae)"
+                remedy = self.another_vae("vae_decoder")
                 raise RequestError(f"the VAE makes image {k + 1} of {len(latents)} of numbers not finite; {remedy}")
             images.append(to_uint8(pixels[None]))
         return np.concatenate(images)
+
+    def another_vae(self, role: str) -> str:
+        """What helps where the VAE's numbers are not finite."""
+        return self.networks.wider(role) or "export the model again with another VAE (--vae)"
 
     def check_memory(self, recipe: Recipe, batch: int) -> None:
         """Refuse what this machine has far too little memory for. What a graphics card has is not known here.
@@ -274,18 +278,6 @@ class TextToImage(Pipeline):
         chosen = self.conditioning.clip_skip if clip_skip is None else clip_skip
         check_whole("clip_skip", chosen, least=0, most=most)
         return chosen
-
-
-def texts(prompt: str | Sequence[str]) -> list[str]:
-    """One prompt or several as a list.
-
-    Raises:
-        RequestError: one is no text, or longer than a million characters.
-    """
-    found = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes) else [prompt]
-    for each in found:
-        check_text(each)
-    return found
 
 
 def of_all(progress: Progress | None, before: int, rows: int) -> Progress | None:
