@@ -7,9 +7,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import torch
-
-from training import data
+from training import data, precision
 from training.arguments import ArgumentParser
 from training.ddpm.config import PRESETS, TrainConfig
 from training.ddpm.model import UNetConfig
@@ -34,37 +32,22 @@ def parser() -> ArgumentParser:
         "--features", type=int, default=64, help="channels at full resolution: time grows with the square"
     )
     ddpm.add_argument("--save-minutes", type=float, default=3.0, help="time between two saves")
-    ddpm.add_argument(
-        "--mixed-precision",
-        choices=("auto", "no", "bf16"),
-        default="auto",
-        help="auto: bf16 where the processor has it",
-    )
+    precision.add_option(ddpm)
     for name, kind in OVERRIDES.items():
         option = f"--{name.replace('_', '-')}"
         ddpm.add_argument(option, type=kind, default=argparse.SUPPRESS, help="instead of the preset's")
     return ddpm
 
 
-def bf16_is_faster() -> bool:
-    """Whether the processor multiplies in bfloat16 natively; elsewhere autocast emulates it, slower than float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def train_config(arguments: argparse.Namespace, dataset: data.Dataset) -> TrainConfig:
     """The preset for this data set, with what the options say instead."""
     overrides = {name: getattr(arguments, name) for name in OVERRIDES if name in arguments}
-    precision = arguments.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if bf16_is_faster() else "no"
+    mixed_precision = precision.chosen(arguments.mixed_precision)
     _, channels, side, _ = dataset.images.shape
     try:
         model = UNetConfig(channels, side, arguments.features, dataset.num_classes)
         preset = PRESETS[arguments.preset](dataset.name, model)
-        return dataclasses.replace(preset, mixed_precision=precision, **overrides)
+        return dataclasses.replace(preset, mixed_precision=mixed_precision, **overrides)
     except ValueError as error:
         raise TrainingError(str(error)) from error
 

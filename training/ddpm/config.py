@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from training import configuration
+from training import configuration, precision
 from training.ddpm.model import UNetConfig
 from training.noise_schedule import NoiseSchedule
+from training.precision import MixedPrecision
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TrainConfig(configuration.Configuration):
     label_dropout: float = 0.1
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: MixedPrecision = "no"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,8 +54,7 @@ class TrainConfig(configuration.Configuration):
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision {self.mixed_precision!r} is unknown; choose no or bf16")
+        precision.refuse_unknown(self.mixed_precision)
 
 
 def paper(dataset: str, model: UNetConfig) -> TrainConfig:

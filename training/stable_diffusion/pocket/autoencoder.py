@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.arrays import UInt8
+from training.precision import autocast
 from training.randomness import generator
 from training.stable_diffusion.config import VAEConfig
 from training.stable_diffusion.layers import ResnetBlock2D
@@ -51,9 +52,10 @@ class VAEStage:
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step, and its parts."""
         target = to_input(self.pictures(step)).to(self.device)
-        mean, log_variance = posterior(self.network, target)
-        noise = torch.randn(mean.shape, generator=generator(self.config.seed, "vae-noise", step)).to(self.device)
-        rebuilt = self.network.decode(mean + torch.exp(0.5 * log_variance) * noise)
+        with autocast(self.device, self.config.mixed_precision):
+            mean, log_variance = posterior(self.network, target)
+            noise = torch.randn(mean.shape, generator=generator(self.config.seed, "vae-noise", step)).to(self.device)
+            rebuilt = self.network.decode(mean + torch.exp(0.5 * log_variance) * noise).float()
         pixels = F.l1_loss(rebuilt, target) + F.mse_loss(rebuilt, target)
         edges = edge_loss(rebuilt, target)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -117,7 +119,7 @@ def to_pixels(sample: Tensor) -> Tensor:
 
 def posterior(vae: AutoencoderKL, sample: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of the latents, each (B, Z, h, w)."""
-    mean, log_variance = vae.encode(sample).chunk(2, dim=1)
+    mean, log_variance = vae.encode(sample).float().chunk(2, dim=1)
     return mean, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
 

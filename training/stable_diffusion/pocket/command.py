@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from training import atomic, data
+from training import atomic, data, precision
 from training.arguments import ArgumentParser
 from training.errors import OutputError, TrainingError
 from training.stable_diffusion.pocket.autoencoder import VAEStage
@@ -63,6 +63,7 @@ def parser() -> ArgumentParser:
         option = f"--{stage}-steps"
         command.add_argument(option, type=int, default=argparse.SUPPRESS, help="instead of the preset's")
     command.add_argument("--seed", type=int, default=0)
+    precision.add_option(command)
     return command
 
 
@@ -83,7 +84,8 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
                 section = getattr(config, stage)
                 section = dataclasses.replace(section, optimizer=dataclasses.replace(section.optimizer, steps=steps))
                 config = dataclasses.replace(config, **{stage: section})
-        return dataclasses.replace(config, seed=arguments.seed)
+        mixed_precision = precision.chosen(arguments.mixed_precision)
+        return dataclasses.replace(config, mixed_precision=mixed_precision, seed=arguments.seed)
     except ValueError as error:
         raise TrainingError(str(error)) from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from training import configuration
+from training import configuration, precision
+from training.precision import MixedPrecision
 from training.stable_diffusion.config import (
     SchedulerConfig,
     StableDiffusionConfig,
@@ -187,6 +188,7 @@ class TrainConfig(configuration.Configuration):
         diffusion: how the text encoder and the UNet learn.
         judge: how the network learns that reads what was drawn.
         model: sizes of the networks, and the noise schedule.
+        mixed_precision: "no" is float32, "bf16" is autocast.
         seed: of everything: initial weights, scenes, captions, timesteps and noise.
     """
 
@@ -194,11 +196,13 @@ class TrainConfig(configuration.Configuration):
     diffusion: DiffusionTraining
     judge: JudgeTraining
     model: StableDiffusionConfig = field(default_factory=lambda: POCKET)
+    mixed_precision: MixedPrecision = "no"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2^64")
+        precision.refuse_unknown(self.mixed_precision)
 
 
 def pocket() -> TrainConfig:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from training.ddpm.diffusion import gather
 from training.paths import file_sha256
+from training.precision import autocast
 from training.randomness import array_generator, generator
 from training.stable_diffusion.config import SchedulerConfig, StableDiffusionConfig
 from training.stable_diffusion.pocket import checkpoint, tokens
@@ -48,7 +49,7 @@ def diffusion_loss(
     signal_scale = gather(alphas_cumprod.sqrt(), timesteps, latents)
     noise_scale = gather((1 - alphas_cumprod).sqrt(), timesteps, latents)
     predicted = network(signal_scale * latents + noise_scale * noise, timesteps.to(torch.float32), input_ids)
-    error = predicted - (signal_scale * noise - noise_scale * latents)
+    error = predicted.float() - (signal_scale * noise - noise_scale * latents)
     weight = (snr_gamma * noise_scale.square()).clamp(max=1)
     loss: Tensor = (weight * error.square()).mean()
     return loss
@@ -108,7 +109,8 @@ class DiffusionStage:
         """The loss of one step."""
         latents, input_ids, timesteps, noise = (tensor.to(self.device) for tensor in self.batch(step))
         scheduler, gamma = self.config.model.scheduler, self.config.diffusion.snr_gamma
-        return diffusion_loss(self.network, scheduler, gamma, latents, input_ids, timesteps, noise), {}
+        with autocast(self.device, self.config.mixed_precision):
+            return diffusion_loss(self.network, scheduler, gamma, latents, input_ids, timesteps, noise), {}
 
     def preview(self, average: Denoiser) -> Tensor:
         """A sheet of pictures with their prompts: uint8 (3, H, W)."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import training.checkpoint
 from training.arrays import UInt8
 from training.classifier.model import Stage as Block
+from training.precision import autocast
 from training.randomness import generator
 from training.stable_diffusion.pocket import checkpoint
 from training.stable_diffusion.pocket.ahead import Ahead
@@ -131,7 +132,8 @@ class JudgeStage:
         scenes, pictures = self.drawn(step)
         sample = to_input(pictures)
         sample = sample + NOISE * torch.randn(sample.shape, generator=generator(self.config.seed, "judge-noise", step))
-        logits = self.network(sample.to(self.device))
+        with autocast(self.device, self.config.mixed_precision):
+            logits = {name: each.float() for name, each in self.network(sample.to(self.device)).items()}
         classes = [classes_of(scene) for scene in scenes]
         losses = {
             name: F.cross_entropy(logits[name], torch.tensor([each[name] for each in classes], device=self.device))

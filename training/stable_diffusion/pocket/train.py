@@ -149,8 +149,9 @@ class Trainer:
         wanted = self.stage.sections(self.stage.config)
         pairs = zip((training, model), wanted, strict=True)
         differences = [configuration.difference(there, here) for there, here in pairs]
-        if theirs.seed != self.stage.config.seed:
-            differences.append(f"seed {theirs.seed} there and {self.stage.config.seed} here")
+        for name in ("mixed_precision", "seed"):
+            there, here = getattr(theirs, name), getattr(self.stage.config, name)
+            differences += [f"{name} {there} there and {here} here"] if there != here else []
         if inputs != self.stage.inputs:
             differences.append("other images or another VAE")
         if any(differences):
