@@ -98,6 +98,9 @@ def add_sd15(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision", choices=("fp32", "fp16"), default="fp32", help="fp16 is half the size, for GPUs"
     )
+    command.add_argument(
+        "--half-weights", action="store_true", help="keep weights rounded to fp16 and compute in fp32: half the size"
+    )
     command.add_argument("--vae", type=Path, metavar="FILE", help="a file or folder whose VAE replaces the own one")
     command.add_argument(
         "--lora",
@@ -154,6 +157,7 @@ def run_sd15(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         arguments.out,
         precision=arguments.precision,
+        half_weights=arguments.half_weights,
         vae=arguments.vae,
         loras=[LoraFile(path, scale) for path, scale in arguments.lora],
         use_ema=arguments.use_ema,

@@ -13,6 +13,7 @@ from export.bundle import describe_file
 from export.conformance import HOST_MARGIN, Array, Conformance, question
 from export.graphs import GraphSpec
 from export.half import write_half
+from export.half_weights import store_half
 from export.parity import SEED, Parity, Question, measure, questions
 from export.rounded import measure_half
 from export.trace import OPSET, TracedGraph, trace
@@ -29,6 +30,7 @@ class GraphWriter:
         option: what to put before a number to have that accepted, for errors, with ``{role}`` where the role belongs;
             None where nothing does.
         report: is called with a line for people at each stage.
+        half_weights: store weights in float16 and compute in float32; they are rounded already.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class GraphWriter:
     accepted: Mapping[str, float]
     option: str | None
     report: Callable[[str], None]
+    half_weights: bool = False
 
     def write(self, spec: GraphSpec, samples: Sequence[Mapping[str, Array]] = ()) -> dict[str, dict[str, Any]]:
         """Write a graph and hold it against PyTorch.
@@ -57,6 +60,8 @@ class GraphWriter:
         begun = time.monotonic()
         self.report(f"{spec.role}: tracing …")
         traced = trace(spec, self.folder / f"{spec.role}-fp32.onnx")
+        if self.half_weights:
+            traced = store_half(traced)
         written = time.monotonic()
         cases, example = questions(spec, SEED), question(spec)
         spec.module.to_empty(device="meta")

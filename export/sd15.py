@@ -12,6 +12,7 @@ from export.bundle import check_name, describe_file, describe_schedule, write_ma
 from export.conformance import Conformance
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
+from export.half_weights import round_weights
 from export.sd15_defaults import Defaults, at_most, check_choice, choose_defaults
 from export.sd15_graphs import SPECS, modules, stress_sizes
 from export.sd15_picture import add_picture, add_tokens
@@ -86,6 +87,7 @@ def export_sd15(
     target: Path,
     *,
     precision: str = "fp32",
+    half_weights: bool = False,
     vae: Path | None = None,
     loras: Sequence[LoraFile] = (),
     use_ema: bool = False,
@@ -106,7 +108,8 @@ def export_sd15(
         source: a single file, a folder in diffusers' layout, or ``OWNER/NAME`` on the model hub.
         target: the bundle's folder, whose name becomes the bundle's. A bundle that is there is replaced in one step
             at the very end.
-        precision: "fp32" or "fp16".
+        precision: "fp32" or "fp16", of weights and arithmetic.
+        half_weights: with "fp32", round the weights to float16 and store them so.
         vae: a file or folder whose VAE replaces the checkpoint's.
         loras: are merged into text encoder and UNet.
         use_ema: of a single file with two sets of UNet weights, take the averaged ones.
@@ -129,6 +132,8 @@ def export_sd15(
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
+    if half_weights and precision != "fp32":
+        raise ExportError(f"weights are float16 in {precision} anyway; leave out --half-weights")
     check_accepted(accepted or {}, precision)
     check_choice(sampler, steps, guidance_scale)
     name = target.resolve().name
@@ -148,7 +153,8 @@ def export_sd15(
         )
         report(f"{opened.provenance['source']}: read in {time.monotonic() - begun:.0f} s")
         defaults = choose_defaults(noise_schedule(opened.model.config.scheduler), sampler, steps, guidance_scale)
-        write_bundle(opened, folder, name, precision, defaults, accepted or {}, report)
+        opened.provenance["training"]["half_weights"] = half_weights
+        write_bundle(opened, folder, name, precision, half_weights, defaults, accepted or {}, report)
     minutes = (time.monotonic() - begun) / 60
     report(f'{target}: written in {minutes:.1f} minutes; draw from it with: python -m runtime --model {target} "a cat"')
 
@@ -172,6 +178,7 @@ def write_bundle(
     folder: Path,
     name: str,
     precision: str,
+    half_weights: bool,
     defaults: Defaults,
     accepted: Mapping[str, float],
     report: Callable[[str], None],
@@ -179,9 +186,13 @@ def write_bundle(
     """Write every file of a bundle, the manifest last. The source's model has no weights afterwards."""
     schedule = noise_schedule(source.model.config.scheduler)
     plans = defaults.plans(schedule)
+    if half_weights:
+        model = source.model
+        for role, module in modules(model.text_encoder, model.unet, model.vae).items():
+            report(f"{role}: rounding the weights to fp16: {round_weights(SPECS[role](module, model.config))}")
     conformance = Conformance()
     add_cases(conformance, source, plans, defaults, precision, report)
-    writer = GraphWriter(folder, conformance, accepted, ACCEPT if precision == "fp32" else None, report)
+    writer = GraphWriter(folder, conformance, accepted, ACCEPT if precision == "fp32" else None, report, half_weights)
     graphs = write_graphs(source, writer, precision)
     (folder / TOKENIZER).write_bytes(source.tokenizer.data)
     (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
