@@ -13,6 +13,7 @@ from export.conformance import Conformance
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.half_weights import round_weights
+from export.preview import fit_preview
 from export.sd15_defaults import Defaults, at_most, check_choice, choose_defaults
 from export.sd15_graphs import SPECS, modules, stress_sizes
 from export.sd15_picture import add_picture, add_tokens
@@ -45,7 +46,7 @@ def noise_schedule(scheduler: SchedulerConfig) -> NoiseSchedule:
 
 
 def describe(source: Source, name: str, schedule: NoiseSchedule, defaults: Defaults) -> dict[str, Any]:
-    """The manifest without graphs, plans and the tokenizer's file."""
+    """The manifest without graphs, plans and the tokenizer's file. The source's model still has its weights."""
     config = source.model.config
     text, vae = config.text_encoder, config.vae
     inpainting = [("mask", 1), ("masked_sample", vae.latent_channels)] if config.inpainting else []
@@ -62,6 +63,7 @@ def describe(source: Source, name: str, schedule: NoiseSchedule, defaults: Defau
             "channels": vae.latent_channels,
             "factor": vae.factor,
             "scaling_factor": vae.scaling_factor,
+            "preview": fit_preview(source.model.vae),
         },
         "unet_input": [
             {"name": part, "channels": channels} for part, channels in [("sample", vae.latent_channels), *inpainting]
@@ -190,13 +192,13 @@ def write_bundle(
         model = source.model
         for role, module in modules(model.text_encoder, model.unet, model.vae).items():
             report(f"{role}: rounding the weights to fp16: {round_weights(SPECS[role](module, model.config))}")
+    manifest = describe(source, name, schedule, defaults)
     conformance = Conformance()
     add_cases(conformance, source, plans, defaults, precision, report)
     writer = GraphWriter(folder, conformance, accepted, ACCEPT if precision == "fp32" else None, report, half_weights)
     graphs = write_graphs(source, writer, precision)
     (folder / TOKENIZER).write_bytes(source.tokenizer.data)
     (folder / CONFORMANCE).write_bytes(conformance.to_bytes())
-    manifest = describe(source, name, schedule, defaults)
     manifest["conditioning"]["tokenizer"] = describe_file(folder / TOKENIZER)
     tables = {key: plan.to_json() for key, plan in plans.items()}
     write_manifest(folder, {**manifest, "graphs": graphs, "plans": tables})

@@ -84,12 +84,26 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class PreviewMap:
+    """From latents to colours without a decoder: red, green and blue in [-1, 1] are weights · latents + biases.
+
+    Attributes:
+        weights: for each channel of latents three numbers.
+        biases: three numbers.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    biases: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Latents:
-    """Shape and scale of the latents of a model that works on them."""
+    """Shape and scale of the latents of a model that works on them; ``preview`` is None where the bundle has no map."""
 
     channels: int
     factor: int
     scaling_factor: float
+    preview: PreviewMap | None = None
 
 
 @dataclass(frozen=True)

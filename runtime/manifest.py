@@ -21,11 +21,13 @@ from runtime.bundle import (
     Initializer,
     Latents,
     Pixels,
+    PreviewMap,
     TensorSpec,
     TextConditioning,
 )
 from runtime.errors import BundleError, RequestError
 from runtime.fields import Fields, T
+from runtime.limits import is_finite_number
 from runtime.plan import PREDICTION_TYPES, SPACINGS, NoiseSchedule, Plan
 from runtime.signatures import check_graphs
 
@@ -189,7 +191,27 @@ def read_pixels(fields: Fields) -> Pixels:
 
 
 def read_latents(fields: Fields) -> Latents:
-    return Latents(fields.count("channels"), fields.count("factor"), fields.number("scaling_factor", 1e-6, 1e6))
+    preview = optional(fields, "preview", read_preview) if "preview" in fields.left else None
+    latents = Latents(
+        fields.count("channels"), fields.count("factor"), fields.number("scaling_factor", 1e-6, 1e6), preview
+    )
+    if preview and len(preview.weights) != latents.channels:
+        raise BundleError(
+            f"{fields.where}: preview has {len(preview.weights)} rows of weights for {latents.channels} channels"
+        )
+    return latents
+
+
+def read_preview(fields: Fields) -> PreviewMap:
+    weights = [read_colour(row, f"{fields.where}: weights") for row in fields.take("weights", list)]
+    return PreviewMap(tuple(weights), read_colour(fields.take("biases", list), f"{fields.where}: biases"))
+
+
+def read_colour(value: object, where: str) -> tuple[float, ...]:
+    """A number each for red, green and blue."""
+    if not isinstance(value, list) or len(value) != 3 or not all(map(is_finite_number, value)):
+        raise BundleError(f"{where} must be three finite numbers, for red, green and blue")
+    return tuple(map(float, value))
 
 
 def read_unet_input(fields: Fields) -> tuple[str, int]:

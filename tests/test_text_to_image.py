@@ -254,7 +254,10 @@ def test_files_carry_what_made_them(pipeline: TextToImage, tmp_path: Path) -> No
         (lambda m: m["conditioning"].update(known_words=[]), "known_words must be null or a list of strings"),
         (lambda m: m["conditioning"]["tokenizer"].update(file="../t"), "must be a plain name"),
         (lambda m: m["conditioning"]["tokenizer"].update(size=1), "where the manifest says 1"),
-        (lambda m: m["latents"].update(channels=5), "unet_input has 4 channels of sample where the model has 5"),
+        (
+            lambda m: m["latents"].update(channels=5, preview=None),
+            "unet_input has 4 channels of sample where the model has 5",
+        ),
         (lambda m: m["graphs"].pop("vae_decoder"), "missing here: vae_decoder, unknown: none"),
         (lambda m: m["graphs"].update(magic=m["graphs"]["unet"]), "missing here: none, unknown: magic"),
         (lambda m: m["graphs"]["vae_decoder"]["fp32"]["outputs"][0].update(shape=["b", 4, "h", "w"]), "not sample"),

@@ -26,6 +26,7 @@ WORDS = ("a", "red", "green", "blue", "circle", "square", "on", "white")
 BOS, EOS, UNKNOWN, FIRST_WORD = 0, 1, 2, 3
 VOCAB_SIZE, MAX_LENGTH, DIM, LAYERS = FIRST_WORD + len(WORDS), 8, 2, 3
 CHANNELS, FACTOR, SCALING_FACTOR, TRAIN_STEPS = 4, 2, 0.5, 100
+PREVIEW = {"weights": [[2, 0, 0], [0, 2, 0], [0, 0, 2], [0, 0, 0]], "biases": [0, 0, 0]}  # what the decoder does
 TABLE = np.arange(VOCAB_SIZE * DIM, dtype=np.float32).reshape(VOCAB_SIZE, DIM) / 10
 
 
@@ -182,7 +183,7 @@ def manifest(files: dict[str, bytes], prediction_type: str = "epsilon") -> dict[
             "betas": {},
         },
         "pixels": None,
-        "latents": {"channels": CHANNELS, "factor": FACTOR, "scaling_factor": SCALING_FACTOR},
+        "latents": {"channels": CHANNELS, "factor": FACTOR, "scaling_factor": SCALING_FACTOR, "preview": PREVIEW},
         "unet_input": [{"name": "sample", "channels": CHANNELS}],
         "conditioning": {
             "kind": "text",
