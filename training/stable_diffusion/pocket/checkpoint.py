@@ -62,8 +62,8 @@ def write_model(
     path: Path, denoiser: Denoiser, vae: AutoencoderKL, config: StableDiffusionConfig, metadata: dict[str, str]
 ) -> None:
     """Write the model in the published single-file layout; to ``metadata`` are added its sizes and its words."""
-    networks = {"text_encoder": denoiser.text_encoder, "unet": denoiser.unet, "vae": vae}
-    state = {f"{name}.{key}": tensor for name, part in networks.items() for key, tensor in part.state_dict().items()}
+    networks = denoiser.weights() | {"vae": vae.state_dict()}
+    state = {f"{name}.{key}": tensor for name, part in networks.items() for key, tensor in part.items()}
     names = original_names(config, state)
     facts = {CONFIG_KEY: configuration.to_json(config), KNOWN_WORDS_KEY: json.dumps(known_words())}
     checkpoint.write(path, MODEL, {names[key]: tensor for key, tensor in state.items()}, {**metadata, **facts})

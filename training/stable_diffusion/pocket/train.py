@@ -96,7 +96,9 @@ class Trainer:
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # in which convolutions are fastest
         self.names = [name for name, _ in self.network.named_parameters()]
         betas = (0.9, self.config.beta2)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, betas=betas)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.config.learning_rate, betas=betas, fused=True
+        )
         self.average = AveragedModel(self.network, multi_avg_fn=ema_update(self.config.ema_decay), use_buffers=True)
         self.step = 0
         self.interrupted = False
