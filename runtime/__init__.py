@@ -11,13 +11,25 @@ A bundle of text takes a prompt instead: ``load("sd15")("a photo of a cat", seed
 
 import os
 
-from runtime.errors import BundleError, DiffusionError, EngineError, PromptWarning, RequestError
+from runtime.cancel import CancelToken
+from runtime.errors import (
+    BundleError,
+    Cancelled,
+    DiffusionError,
+    EngineError,
+    PromptWarning,
+    RequestError,
+    TimedOut,
+)
 from runtime.loading import load
-from runtime.pipeline import Pipeline, Step
+from runtime.pipeline import Pipeline
 from runtime.result import Result
+from runtime.steps import Step
 
 __all__ = [
     "BundleError",
+    "CancelToken",
+    "Cancelled",
     "DiffusionError",
     "EngineError",
     "Pipeline",
@@ -25,6 +37,7 @@ __all__ = [
     "RequestError",
     "Result",
     "Step",
+    "TimedOut",
     "load",
 ]
 

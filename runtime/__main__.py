@@ -21,6 +21,7 @@ import warnings
 
 from runtime import benchmark, check, draw, plan_command, replay
 from runtime.arguments import ArgumentParser
+from runtime.cancel import interruptible
 from runtime.engine import examine
 from runtime.errors import DiffusionError
 
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         words = ["draw", *words]
     parsed = parser().parse_args(words)
     try:
-        with warnings.catch_warnings():
+        with interruptible(), warnings.catch_warnings():
             warnings.showwarning = show_warning
             status: int = parsed.run(parsed)
             return status

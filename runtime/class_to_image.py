@@ -11,12 +11,13 @@ from PIL.Image import Image
 
 from runtime.bundle import Bundle, ClassConditioning, Pixels
 from runtime.errors import RequestError
-from runtime.image import to_uint8
+from runtime.image import UInt8, to_uint8
 from runtime.networks import Networks
-from runtime.pipeline import Conditioning, Pipeline, Progress
+from runtime.pipeline import Conditioning, Float32, Pipeline, Request
 from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.steps import Progress, Rows
 
 Int64 = npt.NDArray[np.int64]
 
@@ -38,24 +39,22 @@ class ClassToImage(Pipeline):
         self.conditioning, self.pixels = conditioning, pixels
         self.shape = (pixels.channels, pixels.height, pixels.width)
 
-    def __call__(
+    def request(
         self,
         class_labels: int | Sequence[int],
         *,
         width: int | None = None,
         height: int | None = None,
         image: ImageInput | None = None,
-        progress: Progress | None = None,
         **settings: Any,
-    ) -> Result:
-        """Draw one image for each label.
+    ) -> Request:
+        """One image for each label.
 
         Args:
             class_labels: 0 .. num_classes - 1, or num_classes for no class.
             width, height: pixels; a model of pixels has but one size.
             image: to begin at instead of noise alone, see ``open_image``; ``strength`` in ``settings`` says how much
                 of it changes, from 0 to 1 (default 0.8).
-            progress: called with (rows done, rows in all) after each row.
             settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 32) and plan, as
                 ``Pipeline.settings`` takes them, and options of the sampler.
 
@@ -64,7 +63,7 @@ class ClassToImage(Pipeline):
         """
         conditions = self.conditions(class_labels)
         recipe = self.recipe(width=width, height=height, image=image, **settings)
-        return self.draw(recipe, conditions, recipe.settings.seeds(len(conditions)), progress)
+        return recipe, conditions, recipe.settings.seeds(len(conditions))
 
     def recipe(
         self, *, width: int | None = None, height: int | None = None, image: ImageInput | None = None, **settings: Any
@@ -76,18 +75,23 @@ class ClassToImage(Pipeline):
         begin = None if opened is None else fit(opened, *size)
         return Recipe(chosen, self.shape, self.metadata(chosen, begin), begin)
 
-    def draw(
+    def drawing(
         self,
         recipe: Recipe,
         conditions: Sequence[Mapping[str, Any]],
         seeds: Sequence[int],
         progress: Progress | None = None,
-    ) -> Result:
+    ) -> Rows[Result]:
         """Draw an image for each label and seed, (B,) both."""
         labels = np.array([each["class_label"] for each in conditions], np.int64)
         original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
-        sample = self.sample(self.encode(labels), recipe.settings, seeds, recipe.shape, progress, original)
+        told = self.encode(labels)
+        sample = yield from self.sample(told, recipe.settings, seeds, recipe.shape, progress, original)
         return Result(to_uint8(sample), sample, tuple(seeds), tuple(conditions), recipe.metadata)
+
+    def preview(self, pred_original_sample: Float32) -> UInt8:
+        """A sample's pixels (B, C, H, W) as images uint8 (B, H, W, C)."""
+        return to_uint8(pred_original_sample)
 
     def encode(self, class_labels: Int64) -> Conditioning:
         """What the U-Net is told of labels, int64 (B,)."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.arguments import parse_labels, parse_size
 from runtime.bundle import DEFAULT_MODEL, TextConditioning
+from runtime.cancel import stoppable
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.image import check_size, check_writable, grid_size, write_file
@@ -73,6 +74,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ignore-memory", action="store_true", help="try also what seems to need far more memory than there is"
     )
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long, loading included")
     group.add_argument("--variant", help="which graphs to use where there are several, such as fp16 (default: fp32)")
 
 
@@ -152,15 +154,16 @@ def draw(arguments: argparse.Namespace) -> int:
     """Draw what the words on a command line ask for, or a list in a file."""
     if not 1 <= arguments.count <= MAX_COUNT:
         raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
-    pipeline = load(
-        arguments.model,
-        arguments.provider,
-        arguments.threads,
-        arguments.low_memory,
-        arguments.variant,
-        arguments.ignore_memory,
-    )
-    return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
+    with stoppable(timeout=arguments.timeout):
+        pipeline = load(
+            arguments.model,
+            arguments.provider,
+            arguments.threads,
+            arguments.low_memory,
+            arguments.variant,
+            arguments.ignore_memory,
+        )
+        return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
 
 
 def draw_words(arguments: argparse.Namespace, pipeline: Pipeline) -> int:

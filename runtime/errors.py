@@ -20,6 +20,14 @@ class RequestError(DiffusionError, ValueError):
     """An argument is out of range or does not fit the model."""
 
 
+class Cancelled(DiffusionError):  # noqa: N818 - nothing was wrong
+    """What was computed was stopped, by a ``CancelToken`` or after a time; the pipeline can be used again."""
+
+
+class TimedOut(Cancelled, TimeoutError):  # noqa: N818
+    """It took longer than it was allowed to."""
+
+
 class PromptWarning(UserWarning):
     """Not all of a prompt will be heard."""
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 from runtime.bundle import Bundle, GraphVariant
+from runtime.cancel import check_cancelled
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, RequestError
 from runtime.limits import check_whole
@@ -15,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_VARIANT = "fp32"
 MAX_THREADS = 1024
+LOOK_EVERY = 0.1  # seconds, at whether to stop, while another thread loads
 
 
 class Networks:
@@ -57,6 +62,8 @@ class Networks:
         self.variant, self.ignore_memory = variant, ignore_memory
         self.fallbacks: dict[str, str] = {}
         self._sessions: dict[str, Session] = {}
+        # Those that any thread still holds: where memory is short, the next thread takes them and loads no second one.
+        self._held: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def variant_of(self, role: str) -> str:
@@ -93,16 +100,31 @@ class Networks:
         Raises:
             BundleError: there is no such graph, or its file is damaged or not what the manifest says.
             EngineError: the provider cannot be had.
+            Cancelled: it was stopped, see ``runtime.cancel``.
         """
-        with self._lock:
+        with self._locked():
             if role not in self._sessions:
                 if self.low_memory:
                     self._sessions.clear()
-                graph = self.graph(role)
-                size = sum(file.size for file in (graph.file, *graph.external_data))
-                logger.info("loading %s (%.1f MB)", graph.file.name, size / 1e6)
-                self._sessions[role] = Session(self.bundle, graph, self.provider, self.threads)
-                fallback = self._sessions[role].fallback()
-                if fallback:
-                    self.fallbacks[role] = fallback
+                self._sessions[role] = self._held[role] = self._held.get(role) or self._load(role)
             return self._sessions[role]
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One thread at a time; the others may be stopped while they wait."""
+        while not self._lock.acquire(timeout=LOOK_EVERY):
+            check_cancelled()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _load(self, role: str) -> Session:
+        graph = self.graph(role)
+        size = sum(file.size for file in (graph.file, *graph.external_data))
+        logger.info("loading %s (%.1f MB)", graph.file.name, size / 1e6)
+        session = Session(self.bundle, graph, self.provider, self.threads)
+        fallback = session.fallback()
+        if fallback:
+            self.fallbacks[role] = fallback
+        return session

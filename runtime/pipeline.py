@@ -2,7 +2,7 @@
 
 Shapes: B images in a batch, C H W the shape of one sample (of pixels or of latents), N rows of the plan.
 
-``Pipeline.denoise`` is the loop of ``docs/bundle.md``, nothing more; ``text_to_image`` and ``class_to_image`` prepare
+``Pipeline.walk`` is the loop of ``docs/bundle.md``, nothing more; ``text_to_image`` and ``class_to_image`` prepare
 its arguments. A pipeline holds no state between calls but the graphs it has loaded, so one serves many threads.
 """
 
@@ -12,8 +12,9 @@ import hashlib
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from PIL.Image import Image
 
 from runtime.arithmetic import clip_original, combine, first_sample, guided
 from runtime.bundle import Bundle
+from runtime.cancel import CancelToken, check_limits, stoppable
 from runtime.engine import import_engine
 from runtime.errors import RequestError
+from runtime.image import UInt8
 from runtime.limits import check_whole, is_finite_number
 from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
@@ -32,11 +35,11 @@ from runtime.plan import Plan
 from runtime.recipe import Recipe, Settings, with_strength
 from runtime.result import Result
 from runtime.session import Array, Session, as_inputs
+from runtime.steps import Progress, Row, Rows, Step, finished, steps
 
 Float32 = npt.NDArray[np.float32]
 
 HISTORY = 4  # samples and outputs that a row may look back on, its own included
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,8 @@ class Conditioning:
         return {name: np.concatenate([self.uncond[name], self.cond[name]]) for name in self.cond}
 
 
-@dataclass(frozen=True)
-class Step:
-    """What ``denoise`` yields after each row.
-
-    Attributes:
-        row: rows done, 1 .. rows.
-        rows: N.
-        sample: x after this row, float32 (B, C, H, W).
-        pred_original_sample: what the network takes the finished sample to be, float32 (B, C, H, W).
-    """
-
-    row: int
-    rows: int
-    sample: Float32
-    pred_original_sample: Float32
+Request = tuple[Recipe, Sequence[Mapping[str, Any]], Sequence[int]]
+"""What ``Pipeline.draw`` takes: how images are made, what each shows, and its seed."""
 
 
 class Pipeline(ABC):
@@ -81,9 +71,56 @@ class Pipeline(ABC):
     def __init__(self, bundle: Bundle, networks: Networks, provider_reason: str) -> None:
         self.bundle, self.networks, self.provider_reason = bundle, networks, provider_reason
 
+    def __call__(
+        self,
+        *conditions: Any,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        timeout: float | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Draw.
+
+        Args:
+            conditions, settings: as ``request`` takes them.
+            progress: called with (rows done, rows in all) after each row.
+            cancel: whose ``cancel``, in another thread, stops the call within one operator of a network.
+            timeout: seconds, after which the call is stopped so.
+
+        Raises:
+            RequestError: an argument is out of range, and nothing has been computed; or a network's numbers are no
+                longer finite.
+            Cancelled, TimedOut: the call was stopped. The pipeline can be used again.
+        """
+        with stoppable(cancel, timeout):
+            return self.draw(*self.request(*conditions, **settings), progress)
+
+    def denoise(
+        self, *conditions: Any, cancel: CancelToken | None = None, timeout: float | None = None, **settings: Any
+    ) -> Iterator[Step]:
+        """Draw step by step; who wants no more stops asking. The arguments are those of a call.
+
+        What a call draws is ``result()`` of the last step, to the bit.
+
+        Args:
+            conditions, cancel, settings: as a call takes them.
+            timeout: seconds from the first step that is asked for to the end of the loop.
+
+        Raises:
+            RequestError: at once, an argument is out of range; later, as a call.
+            Cancelled, TimedOut: it was stopped.
+        """
+        check_limits(cancel, timeout)
+        request = self.request(*conditions, **settings)
+        return steps(partial(self.drawing, *request), self.preview, cancel, timeout)
+
     @abstractmethod
-    def __call__(self, *conditions: Any, **settings: Any) -> Result:
-        """Draw."""
+    def request(self, *conditions: Any, **settings: Any) -> Request:
+        """What a call asks for, with every default filled in, and checked; nothing is computed.
+
+        Raises:
+            RequestError: an argument is out of range.
+        """
 
     @abstractmethod
     def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
@@ -101,7 +138,6 @@ class Pipeline(ABC):
             RequestError: an argument is out of range.
         """
 
-    @abstractmethod
     def draw(
         self,
         recipe: Recipe,
@@ -109,7 +145,26 @@ class Pipeline(ABC):
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> Result:
-        """Draw an image for each of the conditions, as ``Result.conditions`` has them, and of the seeds, (B,) both."""
+        """Draw an image for each of the conditions, as ``Result.conditions`` has them, and of the seeds, (B,) both.
+
+        Raises:
+            RequestError: there is too little memory, or a network's numbers are no longer finite.
+        """
+        return finished(self.drawing(recipe, conditions, seeds, progress))
+
+    @abstractmethod
+    def drawing(
+        self,
+        recipe: Recipe,
+        conditions: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Rows[Result]:
+        """As ``draw``, row by row; ``progress`` is told of each before it is yielded."""
+
+    @abstractmethod
+    def preview(self, pred_original_sample: Float32) -> UInt8 | None:
+        """What a sample (B, C, H, W) looks like, at once; None where nothing but the decoder could tell."""
 
     def plan(self, sampler: str | None = None, num_inference_steps: int | None = None, **options: Any) -> Plan:
         """Compile a plan for this model; what is not said is the bundle's default.
@@ -181,8 +236,8 @@ class Pipeline(ABC):
         shape: tuple[int, ...],
         progress: Progress | None = None,
         original_sample: Float32 | None = None,
-    ) -> Float32:
-        """The last x of each image, float32 (images, C, H, W), drawn in batches; the arguments are ``denoise``'s."""
+    ) -> Rows[Float32]:
+        """The last x of each image, float32 (images, C, H, W), drawn in batches; the arguments are ``walk``'s."""
         if settings.untouched and original_sample is not None:
             return np.repeat(original_sample[None], len(seeds), axis=0)
         sample = np.empty((len(seeds), *shape), np.float32)
@@ -191,14 +246,16 @@ class Pipeline(ABC):
         for begin in range(0, len(seeds), settings.batch_size):
             chosen = slice(begin, begin + settings.batch_size)
             sampler = settings.plan, settings.guidance_scale, seeds[chosen], settings.rng
-            for step in self.denoise(conditioning[chosen], *sampler, shape, original_sample):
-                sample[chosen] = step.sample
+            own = list(range(len(seeds))[chosen])
+            for row in self.walk(conditioning[chosen], *sampler, shape, original_sample):
+                sample[chosen] = row.sample
                 done += 1
                 if progress:
                     progress(done, rows)
+                yield row.of(own)
         return sample
 
-    def denoise(
+    def walk(
         self,
         conditioning: Conditioning,
         plan: Plan,
@@ -207,7 +264,7 @@ class Pipeline(ABC):
         rng: str,
         shape: tuple[int, ...],
         original_sample: Float32 | None = None,
-    ) -> Iterator[Step]:
+    ) -> Iterator[Row]:
         """Walk the plan for one batch, yielding after every row; to stop, stop asking.
 
         Args:
@@ -242,7 +299,7 @@ class Pipeline(ABC):
                 remedy = self.networks.wider("unet") or f"guidance_scale {guidance_scale} is too large"
                 raise RequestError(f"row {i + 1} of {len(plan)} is no longer finite; {remedy}")
             samples.appendleft(following)
-            yield Step(i + 1, len(plan), following, pred_original)
+            yield Row(following, pred_original, tuple(range(len(seeds))))
 
     def predict(
         self, unet: Session, sample: Float32, timestep: float, conditioning: Conditioning, scale: float, plan: Plan

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle, TextConditioning
+from runtime.cancel import check_cancelled
 from runtime.errors import BundleError, PromptWarning, RequestError
 from runtime.prompt_syntax import Piece, parse
 
@@ -122,6 +123,7 @@ class PromptTokenizer:
         return ids[0] if len(ids) == 1 else None
 
     def _tokens(self, text: str) -> list[int]:
+        check_cancelled()
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= self.conditioning.vocab_size:
             raise BundleError(

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from runtime.adapter import ForeignGraph, adapted_inputs, adapted_outputs, native_outputs
 from runtime.bundle import Bundle, GraphVariant, TensorSpec
+from runtime.cancel import stopped_by
 from runtime.engine import PROVIDERS, import_engine
-from runtime.errors import BundleError, EngineError, RequestError, one_line
+from runtime.errors import BundleError, Cancelled, EngineError, RequestError, one_line
 from runtime.external_data import check_external_data, mapped
 from runtime.verified import check_sha256
 
@@ -98,10 +99,15 @@ class Session:
 
         Raises:
             RequestError: ONNX Runtime refused the inputs or ran out of memory.
+            Cancelled: it was stopped, see ``runtime.cancel``.
         """
         inputs = adapted_inputs(self.graph, inputs)
+        options = self._engine.RunOptions()
         try:
-            outputs = self._session.run(self._outputs, inputs)
+            with stopped_by(lambda: setattr(options, "terminate", True)):
+                outputs = self._session.run(self._outputs, inputs, options)
+        except Cancelled:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             shapes = {name: (str(array.dtype), array.shape) for name, array in inputs.items()}
             raise RequestError(f"{self.graph.file.name} failed on {shapes}: {one_line(error)}") from error
@@ -209,7 +215,10 @@ def open_session(engine: Any, model: bytes | Path, provider: str, threads: int |
     if provider != "cpu":
         providers.append(PROVIDERS["cpu"])
     try:
-        session = engine.InferenceSession(model, options, providers=providers)
+        with stopped_by(lambda: options.set_load_cancellation_flag(True)):
+            session = engine.InferenceSession(model, options, providers=providers)
+    except Cancelled:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         raise BundleError(f"{path} is not a graph that this ONNX Runtime can load: {one_line(error)}") from error
     if session.get_providers()[0] != PROVIDERS[provider]:

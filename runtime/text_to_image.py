@@ -21,12 +21,14 @@ from runtime.image import UInt8, to_uint8
 from runtime.limits import check_whole
 from runtime.memory import Demand, check_memory
 from runtime.networks import Networks
-from runtime.pipeline import Conditioning, Pipeline, Progress
+from runtime.pipeline import Conditioning, Pipeline, Request
+from runtime.preview import preview_latents
 from runtime.prompt import PromptTokenizer, texts
 from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.session import Array
 from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.steps import Progress, Rows
 from runtime.text_encoder import encode_chunks, followed_by
 from runtime.vae import Tiling, decode, encode
 
@@ -65,7 +67,7 @@ class TextToImage(Pipeline):
                 f"{bundle.name} fills in parts of a picture (its U-Net takes {names}) and draws no whole"
             )
 
-    def __call__(
+    def request(
         self,
         prompt: str | Sequence[str],
         *,
@@ -75,10 +77,9 @@ class TextToImage(Pipeline):
         num_images_per_prompt: int = 1,
         clip_skip: int | None = None,
         image: ImageInput | None = None,
-        progress: Progress | None = None,
         **settings: Any,
-    ) -> Result:
-        """Draw images of prompts.
+    ) -> Request:
+        """Images of prompts.
 
         Args:
             prompt: one or several; images of the same prompt follow each other.
@@ -90,20 +91,15 @@ class TextToImage(Pipeline):
                 out none); without it the bundle's default.
             image: to begin at instead of noise alone (Meng et al. 2022, "SDEdit"), see ``open_image``; it is scaled and
                 cut to the size. ``strength`` in ``settings`` says how much of it changes, from 0 to 1 (default 0.8).
-            progress: called with (rows done, rows in all) after each row.
             settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1) and plan, as
                 ``Pipeline.settings`` takes them, and options of the sampler.
 
-        Returns:
-            The images; ``sample`` holds their latents, float32 (B, C, h, w).
-
         Raises:
-            RequestError: an argument is out of range, and nothing has been computed; or a network's numbers are no
-                longer finite.
+            RequestError: an argument is out of range; nothing has been computed then.
         """
         conditions = self.conditions(prompt, negative_prompt, num_images_per_prompt)
         recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, **settings)
-        return self.draw(recipe, conditions, recipe.settings.seeds(len(conditions)), progress)
+        return recipe, conditions, recipe.settings.seeds(len(conditions))
 
     def recipe(
         self,
@@ -126,13 +122,13 @@ class TextToImage(Pipeline):
         metadata = self.metadata(chosen, begin) | {"width": width, "height": height, "clip_skip": clip_skip}
         return Recipe(chosen, shape, metadata, begin)
 
-    def draw(
+    def drawing(
         self,
         recipe: Recipe,
         conditions: Sequence[Mapping[str, Any]],
         seeds: Sequence[int],
         progress: Progress | None = None,
-    ) -> Result:
+    ) -> Rows[Result]:
         """Draw an image for each prompt with its negative prompt, and for each seed, (B,) both.
 
         Raises:
@@ -147,8 +143,13 @@ class TextToImage(Pipeline):
         for group, before in zip(groups, itertools.accumulate(batches, initial=0), strict=False):
             told = of_all(progress, before * recipe.rows, sum(batches) * recipe.rows)
             own = [seeds[k] for k in group.images]
-            sample[group.images] = self.sample(group.conditioning, recipe.settings, own, recipe.shape, told, original)
+            rows = self.sample(group.conditioning, recipe.settings, own, recipe.shape, told, original)
+            sample[group.images] = yield from of_images(rows, group.images)
         return Result(self.decode(sample), sample, tuple(seeds), tuple(conditions), made)
+
+    def preview(self, pred_original_sample: Float32) -> UInt8 | None:
+        """Latents (B, C, h, w) as images uint8 (B, h, w, 3) by the bundle's linear map, if it has one."""
+        return preview_latents(self.latents, pred_original_sample)
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
@@ -278,6 +279,17 @@ class TextToImage(Pipeline):
         chosen = self.conditioning.clip_skip if clip_skip is None else clip_skip
         check_whole("clip_skip", chosen, least=0, most=most)
         return chosen
+
+
+def of_images(rows: Rows[Float32], images: list[int]) -> Rows[Float32]:
+    """A group's rows as those of the whole request, of which it draws some images."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration as end:
+            last: Float32 = end.value
+            return last
+        yield row.of(images)
 
 
 def of_all(progress: Progress | None, before: int, rows: int) -> Progress | None:

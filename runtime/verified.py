@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime.cancel import check_cancelled
 from runtime.errors import BundleError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def hash_file(path: Path) -> str:
         if size >= SAID_ABOVE:
             logger.info("checking the SHA-256 of %s (%.1f GB); the result is remembered", path.name, size / 1e9)
         while chunk := file.read(CHUNK_BYTES):
+            check_cancelled()
             digest.update(chunk)
             done += len(chunk)
             if done // SAID_EVERY > said:

@@ -93,11 +93,11 @@ def test_guidance_1_evaluates_the_network_once_per_row(pipeline: ClassToImage, m
     assert batches == [2] * 4 + [4] * 4
 
 
-def test_denoise_yields_every_row_and_predicts_the_original(pipeline: ClassToImage) -> None:
+def test_the_walk_yields_every_row_and_predicts_the_original(pipeline: ClassToImage) -> None:
     plan = compile_plan(pipeline.bundle.noise_schedule, "ddim", 6)
-    steps = list(pipeline.denoise(pipeline.encode(np.array([1])), plan, 1.0, [3], "philox", pipeline.shape))
-    assert [step.row for step in steps] == [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose(steps[-1].pred_original_sample, steps[-1].sample, atol=1e-5)  # the last row ends at x_0
+    rows = list(pipeline.walk(pipeline.encode(np.array([1])), plan, 1.0, [3], "philox", pipeline.shape))
+    assert len(rows) == 6
+    np.testing.assert_allclose(rows[-1].pred_original_sample, rows[-1].sample, atol=1e-5)  # the last row ends at x_0
 
 
 def test_seeds_count_up_and_wrap(pipeline: ClassToImage) -> None:
