@@ -147,6 +147,15 @@ def test_python_snippet_runs(code: str, workspace: Path) -> None:
     run_python(["-c", code], workspace)
 
 
+PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("code", parameters(each for each in snippets(PAGE) if 'load("mnist-paper")' in each.code))
+def test_snippet_of_the_page_on_python_runs(code: str, tmp_path: Path) -> None:
+    (tmp_path / "models_onnx").symlink_to(ROOT / "models_onnx")
+    run_python(["-c", code], tmp_path)
+
+
 def tree(page: str) -> list[Path]:
     """The paths of the annotated tree, the last block of the page: two spaces of indentation for each level."""
     branch: list[str] = []
