@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """What there is after a row of the plan.
 
@@ -44,7 +44,7 @@ Rows = Generator[Row, None, T]
 """A row after the other, and then what is made of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """What ``Pipeline.denoise`` yields after each row of the plan. A request of several batches walks it for each.
 
@@ -61,8 +61,8 @@ class Step:
     images: tuple[int, ...]
     sample: Float32
     pred_original_sample: Float32
-    _show: Callable[[Float32], UInt8 | None] = field(repr=False, compare=False)
-    _finish: Callable[[], Result] = field(repr=False, compare=False)
+    _show: Callable[[Float32], UInt8 | None] = field(repr=False)
+    _finish: Callable[[], Result] = field(repr=False)
 
     @cached_property
     def preview(self) -> UInt8 | None:

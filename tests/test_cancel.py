@@ -24,7 +24,9 @@ from tiny_text_bundle import CHANNELS, INPUTS, OUTPUTS
 from runtime import Cancelled, CancelToken, Result, TimedOut, load
 from runtime.__main__ import main
 from runtime.cancel import check_cancelled, in_force, interruptible, stoppable
+from runtime.draw_list import draw_list
 from runtime.errors import DiffusionError, RequestError
+from runtime.prompt_list import read_prompt_list
 from runtime.session import Session
 from runtime.text_to_image import TextToImage
 
@@ -216,6 +218,26 @@ def test_of_two_limits_the_first_counts() -> None:
 def test_errors_that_nobody_asked_for_remain(pipeline: TextToImage) -> None:
     with pytest.raises(RequestError, match="failed on"), stoppable(CancelToken(), timeout=600):
         pipeline.networks.session("vae_decoder").run(latent_sample=np.zeros((1, 9, 2, 2), np.float32))
+
+
+def test_a_list_that_was_stopped_goes_on(pipeline: TextToImage, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a red circle\na green circle\na blue square\n")
+    entries = read_prompt_list(tmp_path / "list.txt", "prompt")
+    told, token = {"num_inference_steps": 2}, CancelToken()
+    whole = draw_list(pipeline, entries, tmp_path / "whole", told, seed=5)
+
+    def second_begins(done: int, _: int) -> None:
+        if done == 3:
+            token.cancel()
+
+    with pytest.raises(Cancelled), stoppable(token):
+        draw_list(pipeline, entries, tmp_path / "parts", told, 5, progress=second_begins)
+    assert len(list((tmp_path / "parts").glob("*.png"))) == 1
+    rest = draw_list(pipeline, entries, tmp_path / "parts", told)
+    assert (rest.drawn, rest.kept, rest.failures) == (2, 1, ())
+    assert whole.drawn == 3
+    for picture in (tmp_path / "whole").glob("*.png"):
+        assert (tmp_path / "parts" / picture.name).read_bytes() == picture.read_bytes()
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
