@@ -23,10 +23,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Expected:
-    """What an array must be: one of these types and, where it is known beforehand, this shape."""
+    """What an array must be: one of these types and, where that is known beforehand, of this shape or this size."""
 
     dtypes: tuple[str, ...] = ("uint8",)
     shape: tuple[int, ...] | None = None
+    most_bytes: float = math.inf
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8:
@@ -88,5 +89,7 @@ def read_npy(path: Path, archive: zipfile.ZipFile, key: str, expected: Expected)
         size = archive.getinfo(f"{key}.npy").file_size - stream.tell()
         if math.prod(shape) * dtype.itemsize != size:
             raise DataError(f"{path}: {key} claims the shape {shape} and {size} bytes")
+        if size > expected.most_bytes:
+            raise DataError(f"{path}: {key} is of {size} bytes; expected at most {expected.most_bytes}")
         body = stream.read(size)
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")

@@ -1,9 +1,9 @@
 """Data sets: fetched once, checked, and held in memory as uint8.
 
-A published data set (``training/published.py``) comes as its four official IDX files, fetched into a cache by pooch, or
-read from a folder that holds them (gzipped or not) or one ``.npz`` of the same name. Whatever the wrapping, what counts
-is what is inside: each array is compared with its published content by SHA-256, so a truncated or altered file is
-noticed before a day of training on it. One's own images come as an ``.npz``.
+A published data set (``training/published.py``) comes as its official files, fetched into a cache by pooch, or read
+from a folder that holds them (packed or not) or one ``.npz`` of the same name. Whatever the wrapping, what counts is
+what is inside: each array is compared with its published content by SHA-256, so a truncated or altered file is noticed
+before a day of training on it. One's own images come as an ``.npz``.
 """
 
 from __future__ import annotations
@@ -15,26 +15,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pooch
 
 from training.arrays import Array, Expected, UInt8, read_idx, read_npz
-from training.checkpoint import one_line
+from training.cifar import read_cifar
 from training.errors import DataError
-from training.published import PUBLISHED, IdxDataset, IdxFile
+from training.fetch import DATA_VARIABLE, check_published, none_found
+from training.fetch import fetch as fetch_file
+from training.published import PUBLISHED, CifarDataset, IdxDataset, IdxFile
 
 __all__ = ["DATASETS", "DATA_VARIABLE", "DataError", "Dataset", "load"]
-
-DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 (N, C, H, W) and labels uint8 (N,), with a name and the SHA-256 of both for the record."""
+    """Images and what they show.
+
+    Attributes:
+        name: of the data set.
+        images: uint8 (N, C, H, W).
+        labels: uint8 (N,).
+        sha256: of both, for the record.
+        class_names: in the order of the labels; none where classes have no name but their number.
+    """
 
     name: str
     images: UInt8
     labels: UInt8
     sha256: str
+    class_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -78,9 +86,14 @@ def load(name: str, split: str = "train", folder: Path | None = None) -> Dataset
         raise DataError(f"data set {name!r} is unknown; choose {', '.join(DATASETS)}, or give the path of an .npz")
     if folder is None and os.environ.get(DATA_VARIABLE):
         folder = Path(os.environ[DATA_VARIABLE])
-    images, labels = (published_array(PUBLISHED[name], f"{axis}_{split}", folder) for axis in "xy")
+    dataset = PUBLISHED[name]
+    if isinstance(dataset, CifarDataset):
+        images, labels = read_cifar(dataset, split, folder)
+    else:
+        images, labels = (published_array(dataset, f"{axis}_{split}", folder) for axis in "xy")
+        images = images[:, None]
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    return Dataset(name, images[:, None], labels, digest)
+    return Dataset(name, images, labels, digest, dataset.class_names)
 
 
 def published_array(dataset: IdxDataset, key: str, folder: Path | None) -> UInt8:
@@ -90,11 +103,7 @@ def published_array(dataset: IdxDataset, key: str, folder: Path | None) -> UInt8
     array = (
         read_npz(path, {key: Expected(shape=file.shape)})[0] if path.suffix == ".npz" else read_idx(path, file.shape)
     )
-    if hashlib.sha256(array.tobytes()).hexdigest() != file.array_sha256:
-        raise DataError(
-            f"{path}: {key} is not the published {dataset.title} (its SHA-256 differs); delete the file and fetch it "
-            f"again"
-        )
+    check_published(array, file.array_sha256, path, key, dataset.title)
     return array
 
 
@@ -109,23 +118,13 @@ def find(dataset: IdxDataset, file: IdxFile, folder: Path) -> Path:
     candidates = [*(own / name for name in idx), folder / archive, *(folder / name for name in idx)]
     found = [path for path in candidates if os.path.isfile(path)]  # False, too, where one may not look
     if not found:
-        raise DataError(
-            f"{folder} holds neither {file.name}.gz nor {archive}; give another folder with --data, or none there and "
-            f"none in ${DATA_VARIABLE} to fetch {dataset.title} ({dataset.megabytes} MB)"
-        )
+        raise none_found(folder, f"{file.name}.gz nor {archive}", dataset.title, dataset.megabytes)
     return found[0]
 
 
 def fetch(dataset: IdxDataset, file: IdxFile) -> Path:
-    """Fetch one official file into the user's cache; pooch checks its MD5 and writes it aside first."""
-    url = f"{dataset.url}{file.name}.gz"
-    try:
-        folder = pooch.os_cache("diffusion-anywhere") / dataset.name
-        return Path(pooch.retrieve(url, f"md5:{file.gzip_md5}", fname=f"{file.name}.gz", path=folder))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"could not fetch {url} ({one_line(error)}); give a folder that holds it with --data or ${DATA_VARIABLE}"
-        ) from error
+    """Fetch one official file into the user's cache."""
+    return fetch_file(dataset.url, f"{file.name}.gz", file.gzip_md5, dataset.name)
 
 
 def own_dataset(path: Path, images: UInt8, labels: Array) -> Dataset:

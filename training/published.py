@@ -25,6 +25,7 @@ class IdxDataset:
         url: where the files lie.
         megabytes: what fetching them costs.
         files: by the names that their arrays have in an ``.npz``.
+        class_names: in the order of the labels; none where they are but numbers.
     """
 
     name: str
@@ -32,6 +33,26 @@ class IdxDataset:
     url: str
     megabytes: int
     files: dict[str, IdxFile]
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CifarDataset:
+    """One archive; see ``training/cifar.py``.
+
+    Attributes:
+        name, title, url, megabytes, class_names: as above.
+        archive_md5: as published.
+        sha256: of the arrays inside, images as (N, 3, 32, 32), by the names that MNIST's have in an ``.npz``.
+    """
+
+    name: str
+    title: str
+    url: str
+    megabytes: int
+    archive_md5: str
+    sha256: dict[str, str]
+    class_names: tuple[str, ...]
 
 
 def idx_files(train: tuple[str, str, str, str], test: tuple[str, str, str, str]) -> dict[str, IdxFile]:
@@ -82,5 +103,26 @@ FASHION_MNIST = IdxDataset(
             "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
         ),
     ),
+    class_names=(
+        *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
 )
-PUBLISHED = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST)}
+CIFAR10 = CifarDataset(
+    name="cifar10",  # Krizhevsky, Nair and Hinton 2009
+    title="CIFAR-10",
+    url="https://www.cs.toronto.edu/~kriz/",
+    megabytes=170,
+    archive_md5="c32a1d4ab5d03f1284b67883e8d87530",
+    sha256={
+        "x_train": "9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111",
+        "y_train": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+        "x_test": "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56",
+        "y_test": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+    },
+    class_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+)
+PUBLISHED: dict[str, IdxDataset | CifarDataset] = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, CIFAR10)}
