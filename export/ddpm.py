@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from export.bundle import (
     write_manifest,
 )
 from export.conformance import Array, Conformance, to_uint8
+from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.graphs import class_conditional_unet
 from export.staging import replacing
@@ -40,11 +42,13 @@ PICTURE_SEED = 0
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that has been read: the network, how it was trained, and what the manifest says of the file."""
+    """A checkpoint that has been read: the network, how it was trained, and what the manifest says of the file and of
+    the classes."""
 
     network: ClassConditionalUNet
     config: TrainConfig
     provenance: dict[str, Any]
+    class_names: list[str]
 
 
 def open_checkpoint(path: Path, licence: str) -> Checkpoint:
@@ -67,7 +71,26 @@ def open_checkpoint(path: Path, licence: str) -> Checkpoint:
         "training": training,
         "exporter": exporter_versions(),
     }
-    return Checkpoint(network, config, provenance)
+    return Checkpoint(network, config, provenance, class_names(path, metadata, config.model.num_classes))
+
+
+def class_names(path: Path, metadata: Mapping[str, str], num_classes: int) -> list[str]:
+    """The names that the data set gives its classes; their numbers where it gives none.
+
+    Raises:
+        ExportError: they are not as many different names as there are classes.
+    """
+    try:
+        names = json.loads(metadata.get("class_names", "[]"))
+    except (ValueError, RecursionError):
+        names = None
+    if names == []:
+        return [str(label) for label in range(num_classes)]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ExportError(f"{path}: class_names in its metadata are no list of names")
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ExportError(f"{path} has {num_classes} classes; its metadata names {len(set(names))} different ones")
+    return names
 
 
 def noise_schedule(config: TrainConfig) -> NoiseSchedule:
@@ -102,7 +125,7 @@ def describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
             "kind": "class",
             "num_classes": model.num_classes,
             "null_class": model.num_classes,
-            "names": [str(label) for label in range(model.num_classes)],
+            "names": checkpoint.class_names,
         },
         "defaults": {
             "sampler": DEFAULT_SAMPLER,

@@ -18,9 +18,10 @@ from torch import Tensor
 from training.data import Dataset
 from training.ddpm.config import TrainConfig
 from training.ddpm.model import UNetConfig
-from training.ddpm.train import Run, Trainer
+from training.ddpm.train import Trainer
 from training.errors import TrainingError
 from training.noise_schedule import NoiseSchedule
+from training.run import Run
 
 BATCH_SIZE, STEPS = 20, 24
 CONFIG = TrainConfig(

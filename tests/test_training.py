@@ -20,14 +20,15 @@ from training.averaging import ema_update
 from training.checkpoint import CheckpointError
 from training.data import Dataset
 from training.ddpm import checkpoint
-from training.ddpm.config import TrainConfig
+from training.ddpm.config import PRESETS, TrainConfig
 from training.ddpm.model import UNetConfig
 from training.ddpm.preview import PREVIEWS_PER_CLASS
-from training.ddpm.train import Run, Trainer, learning_rate_factor
+from training.ddpm.train import Trainer, learning_rate_factor
 from training.errors import OutputError, TrainingError
 from training.interrupt import StopRequest
 from training.noise_schedule import NoiseSchedule
 from training.randomness import generator
+from training.run import Run
 
 CLASSES, SIZE = 3, 8
 # Two epochs of four steps.
@@ -125,6 +126,17 @@ def test_the_average_follows_its_formula() -> None:
         update([count], [torch.tensor([n])], n)
     assert float(average) == pytest.approx(expected, rel=1e-5)
     assert int(count) == 199
+
+
+@pytest.mark.parametrize(
+    ("dataset", "epochs", "train_steps"), [("mnist", 10, 400), ("fashion-mnist", 10, 400), ("cifar10", 20, 1000)]
+)
+def test_the_papers_run_of_each_data_set(dataset: str, epochs: int, train_steps: int) -> None:
+    config = PRESETS["paper"](dataset, UNetConfig())
+    schedule = config.schedule
+    assert (config.epochs, config.batch_size, schedule.num_train_timesteps) == (epochs, 256, train_steps)
+    assert (schedule.beta_start, schedule.beta_end, schedule.beta_schedule) == (1e-4, 0.02, "linear")
+    assert config.model.features >= 64
 
 
 def test_the_learning_rate_rises_evenly_and_falls_along_half_a_cosine() -> None:

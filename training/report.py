@@ -56,6 +56,10 @@ class Reporter:
         encoded = io.BytesIO()
         Image.fromarray(sheet.permute(1, 2, 0).squeeze(2).numpy()).save(encoded, "PNG")
         atomic.write(self.folder / "samples" / f"step-{self.step:06d}.png", encoded.getvalue())
+        self.milestone()
+
+    def milestone(self) -> None:
+        """A line about the step, where there is no bar to say it."""
         if not self.progress:
             self.say(f"step {self.step} of {self.total_steps}, loss {self.smooth:.4f}")
 

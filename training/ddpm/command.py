@@ -11,8 +11,9 @@ from training import data, precision
 from training.arguments import ArgumentParser
 from training.ddpm.config import PRESETS, TrainConfig
 from training.ddpm.model import UNetConfig
-from training.ddpm.train import Run, Trainer
+from training.ddpm.train import Trainer
 from training.errors import TrainingError
+from training.run import Run
 
 # What a preset says and an option may say otherwise.
 OVERRIDES = {"epochs": int, "batch_size": int, "learning_rate": float, "seed": int}

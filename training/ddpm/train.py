@@ -9,10 +9,10 @@ process's own.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from training import atomic, configuration
+from training import atomic
 from training.averaging import ema_update
 from training.checkpoint import load_optimizer_tensors, one_line, optimizer_tensors
 from training.data import Dataset
@@ -30,27 +30,11 @@ from training.ddpm.config import TrainConfig
 from training.ddpm.diffusion import training_loss
 from training.ddpm.model import ClassConditionalUNet
 from training.ddpm.preview import PREVIEWS_PER_CLASS, preview_sheet
-from training.errors import CheckpointError, OutputError, TrainingError
+from training.errors import CheckpointError, TrainingError
 from training.interrupt import StopRequest
 from training.randomness import generator
 from training.report import Reporter
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where and how a run keeps its files.
-
-    Attributes:
-        folder: gets ``state.safetensors``, ``model.safetensors``, ``samples/`` and TensorBoard's events.
-        resume: continue from ``state.safetensors`` if there is one.
-        save_every: seconds between two saves of the state.
-        progress: draw a progress bar.
-    """
-
-    folder: Path
-    resume: bool = False
-    save_every: float = 180.0
-    progress: bool = True
+from training.run import Run, load_prefixed, prefixed, refuse_another
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -73,13 +57,12 @@ class Trainer:
     def __init__(self, config: TrainConfig, dataset: Dataset, run: Run) -> None:
         self.config, self.run_options = config, run
         self.accelerator = start_accelerator(config.mixed_precision)
-        if not run.resume:
-            self.refuse_to_overwrite()
+        run.refuse_to_overwrite()
         self.share = self.share_of_batch(len(dataset.images))
         atomic.make_folder(run.folder)
         self.images = torch.from_numpy(np.array(dataset.images))  # copied, since torch wants arrays it may write to
         self.labels = torch.from_numpy(np.array(dataset.labels)).long()
-        self.dataset_sha256 = dataset.sha256
+        self.dataset_sha256, self.class_names = dataset.sha256, dataset.class_names
         self.steps_per_epoch = len(self.images) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step = 0
@@ -94,12 +77,6 @@ class Trainer:
             self.load_state()
         self.average.to(self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
-
-    def refuse_to_overwrite(self) -> None:
-        if self.state_file.exists() or self.model_file.exists():
-            raise OutputError(
-                f"{self.run_options.folder} holds a run already; continue it with --resume, or choose another --out"
-            )
 
     def share_of_batch(self, images: int) -> slice:
         """Which part of each batch is this process's."""
@@ -117,16 +94,17 @@ class Trainer:
 
     @property
     def state_file(self) -> Path:
-        return self.run_options.folder / "state.safetensors"
+        return self.run_options.state_file
 
     @property
     def model_file(self) -> Path:
-        return self.run_options.folder / "model.safetensors"
+        return self.run_options.model_file
 
     def metadata(self) -> dict[str, str]:
         return {
             "config": self.config.to_json(),
             "dataset_sha256": self.dataset_sha256,
+            "class_names": json.dumps(self.class_names),
             "step": str(self.step),
             "total_steps": str(self.total_steps),
         }
@@ -135,11 +113,10 @@ class Trainer:
         """Write the state to resume from, and the averaged model as it stands."""
         if not self.accelerator.is_main_process:
             return
-        network = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        networks = prefixed("network.", self.network) | prefixed("average.", self.average)
         optimizer = optimizer_tensors(self.optimizer, self.names)
         checkpoint.write(self.model_file, dict(self.average.module.state_dict()), self.metadata())
-        checkpoint.write(self.state_file, network | average | optimizer, self.metadata())
+        checkpoint.write(self.state_file, networks | optimizer, self.metadata())
 
     def load_state(self) -> None:
         """Continue from the run's own state.
@@ -149,17 +126,9 @@ class Trainer:
         """
         tensors, metadata = checkpoint.read(self.state_file)
         try:
-            difference = configuration.difference(TrainConfig.from_json(metadata["config"]), self.config)
-            if metadata["dataset_sha256"] != self.dataset_sha256:
-                difference = difference or "other images or labels"
-            if difference:
-                raise CheckpointError(
-                    f"{self.state_file} belongs to another run ({difference}); "
-                    f"resume with the same options, or begin anew with another --out"
-                )
-            for prefix, module in (("network.", self.network), ("average.", self.average)):
-                own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-                module.load_state_dict(own)
+            refuse_another(self.state_file, metadata, self.config, self.dataset_sha256)
+            load_prefixed("network.", self.network, tensors)
+            load_prefixed("average.", self.average, tensors)
             load_optimizer_tensors(self.optimizer, self.names, tensors)
             self.step = int(metadata["step"])
         except (KeyError, ValueError, RuntimeError) as error:
