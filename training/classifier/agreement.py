@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -70,14 +71,16 @@ class Agreement:
         asked = self.confusion.sum(axis=1)
         return [Proportion(int(self.confusion[k, k]), int(asked[k])) for k in range(len(self.confusion))]
 
-    def table(self) -> str:
-        """One line for each class and one for all, with 95 % intervals."""
-        named = [*((str(k), proportion) for k, proportion in enumerate(self.by_class)), ("all", self.overall)]
-        lines = [f"{'class':>5}  {'images':>6}  {'agree':>6}  {'%':>6}  95 % interval"]
+    def table(self, class_names: Sequence[str] = ()) -> str:
+        """One line for each class, by name or else by number, and one for all, with 95 % intervals."""
+        names = class_names or [str(k) for k in range(len(self.confusion))]
+        named = [*zip(names, self.by_class, strict=True), ("all", self.overall)]
+        width = max(len("class"), *map(len, names))
+        lines = [f"{'class':>{width}}  {'images':>6}  {'agree':>6}  {'%':>6}  95 % interval"]
         for name, proportion in named:
             low, high = proportion.interval()
             lines.append(
-                f"{name:>5}  {proportion.count:6}  {proportion.hits:6}  {100 * proportion.rate:6.2f}  "
+                f"{name:>{width}}  {proportion.count:6}  {proportion.hits:6}  {100 * proportion.rate:6.2f}  "
                 f"{100 * low:.2f} to {100 * high:.2f}"
             )
         return "\n".join(lines)

@@ -1,7 +1,9 @@
-"""Checkpoints of classifiers: one ``model.safetensors`` with configuration and test accuracy in its metadata."""
+"""Checkpoints of classifiers: ``model.safetensors`` with configuration and test accuracy in its metadata, and before
+there is one ``state.safetensors``, which a run resumes from."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from training import checkpoint
@@ -9,10 +11,11 @@ from training.classifier.config import ClassifierConfig
 from training.classifier.model import Classifier
 
 CLASSIFIER = checkpoint.Kind(
-    format="diffusion-anywhere/classifier/1",
+    format="diffusion-anywhere/classifier/2",
     noun="classifier checkpoint",
     command="python -m training classifier --dataset mnist --out {folder}",
 )
+STATE = replace(CLASSIFIER, format="diffusion-anywhere/classifier-state/1", noun="state of a classifier's training")
 
 
 def save_classifier(path: Path, model: Classifier, config: ClassifierConfig, facts: dict[str, str]) -> None:

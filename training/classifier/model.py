@@ -1,9 +1,12 @@
 """A small residual network (He et al. 2016) that reads which class an image shows.
 
-Shapes: B batch, C image channels, H = W = image_size, F features, K classes. Three resolutions: H, H/2 and H/4.
+Shapes: B batch, C image channels, H = W = image_size, F features, K classes, S stages. Resolutions: H, H/2, H/4 and so
+on, one for each stage.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,17 +35,15 @@ class Classifier(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        features = config.features
-        self.stage1 = Stage(config.in_channels, features)
-        self.stage2 = Stage(features, 2 * features)
-        self.stage3 = Stage(2 * features, 4 * features)
-        self.head = nn.Linear(4 * features, config.num_classes)
+        channels = [config.in_channels, *config.widths]
+        self.stages = nn.ModuleList(Stage(before, after) for before, after in itertools.pairwise(channels))
+        self.head = nn.Linear(config.widths[-1], config.num_classes)
 
     def embed(self, sample: Tensor) -> Tensor:
-        """What the decision is made from: images in [-1, 1], float32 (B, C, H, W) -> (B, 4F)."""
-        x = self.stage1(sample)  # (B, F, H, W)
-        x = self.stage2(F.max_pool2d(x, 2))  # (B, 2F, H/2, W/2)
-        x = self.stage3(F.max_pool2d(x, 2))  # (B, 4F, H/4, W/4)
+        """What the decision is made from: images in [-1, 1], float32 (B, C, H, W) -> (B, 4F) from three stages on."""
+        x = sample
+        for level, stage in enumerate(self.stages):
+            x = stage(F.max_pool2d(x, 2) if level else x)  # (B, min(2^level, 4) F, H / 2^level, W / 2^level)
         embedding: Tensor = x.mean(dim=(2, 3))  # (B, 4F)
         return embedding
 

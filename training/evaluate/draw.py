@@ -6,11 +6,15 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training import atomic
+from training.classifier.agreement import Int64
 from training.errors import OutputError, TrainingError
 
 
@@ -32,15 +36,28 @@ class Request:
     sampler: str | None = None
     guidance_scale: float | None = None
 
-    def options(self, num_classes: int) -> list[str]:
-        """The words that the runtime's command line is given.
+    def images_per_class(self, num_classes: int) -> int:
+        """How many of each.
 
         Raises:
             TrainingError: the images cannot be shared equally by the classes.
         """
         if self.count < num_classes or self.count % num_classes:
             raise TrainingError(f"--count is {self.count}; it must be a multiple of the {num_classes} classes")
-        words = {"label": "all", "count": self.count // num_classes, "seed": self.seed}
+        return self.count // num_classes
+
+    def labels(self, num_classes: int) -> Int64:
+        """Of the images in the order they are drawn, int64 (N,)."""
+        return np.repeat(np.arange(num_classes), self.images_per_class(num_classes))
+
+    def filled(self, defaults: Mapping[str, Any]) -> Request:
+        """The same with a bundle's defaults where something is left to them."""
+        known = {"steps": "num_inference_steps", "sampler": "sampler", "guidance_scale": "guidance_scale"}
+        return replace(self, **{own: defaults[key] for own, key in known.items() if getattr(self, own) is None})
+
+    def options(self, num_classes: int) -> list[str]:
+        """The words that the runtime's command line is given."""
+        words = {"label": "all", "count": self.images_per_class(num_classes), "seed": self.seed}
         words |= {"steps": self.steps, "sampler": self.sampler, "guidance-scale": self.guidance_scale}
         return [f"--{option}={value}" for option, value in words.items() if value is not None]
 

@@ -1,4 +1,4 @@
-"""The classifier that judges, and what it finds."""
+"""The classifier that judges."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.classifier.agreement import Agreement, Int64
+from training.arrays import UInt8
+from training.classifier.agreement import Agreement
 from training.classifier.checkpoint import load_classifier
 from training.classifier.config import ClassifierConfig
 from training.classifier.model import Classifier
-from training.classifier.train import agreement_on, check_fits, read
+from training.classifier.reading import Progress, Reading, check_fits, read
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate.draw import Bundle
-from training.evaluate.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,13 @@ class Judge:
             if theirs != mine:
                 raise TrainingError(f"{bundle.folder} draws {what} {theirs}, but {self.file} is for {mine}")
 
-    def read(self, samples: Samples) -> Int64:
-        """What it takes each image for, int64 (N,)."""
-        return read(self.model, samples.images)
+    def read(self, images: UInt8, progress: Progress = lambda done: None) -> Reading:
+        """What it makes of images, uint8 (N, C, H, W)."""
+        return read(self.model, images, progress)
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge found, of the samples and of itself."""
-
-    judge: Judge
-    samples: Samples
-    read_as: Int64
-    tested: Agreement
-
-    @property
-    def agreement(self) -> Agreement:
-        return Agreement.between(self.samples.labels, self.read_as, self.judge.config.network.num_classes)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "images": {"count": len(self.samples.images), "sha256": self.samples.sha256},
-            "agreement": self.agreement.to_json(),
-            "classifier": {
-                "sha256": self.judge.sha256,
-                "dataset": self.judge.config.dataset,
-                "test": self.tested.to_json(),
-            },
-        }
+    def to_json(self, tested: Agreement) -> dict[str, Any]:
+        """For the record, with how well it reads real images."""
+        return {"sha256": self.sha256, "dataset": self.config.dataset, "test": tested.to_json()}
 
 
 def load_judge(file: Path, dataset: Dataset) -> Judge:
@@ -84,8 +63,3 @@ def load_judge(file: Path, dataset: Dataset) -> Judge:
         raise TrainingError(f"{file} was trained on {config.dataset}; give a classifier for {dataset.name}")
     check_fits(config.network, dataset)
     return Judge(file, hashlib.sha256(file.read_bytes()).hexdigest(), model, config)
-
-
-def judge_samples(judge: Judge, samples: Samples, real_test: Dataset) -> Verdict:
-    """Let the judge read the samples, and real images, so that one knows how far to trust it."""
-    return Verdict(judge, samples, judge.read(samples), agreement_on(judge.model, real_test))

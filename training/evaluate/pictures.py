@@ -1,18 +1,24 @@
-"""Sheets to look at: the first images of each class, and those that were read as another class."""
+"""Sheets to look at: the first images of each class, those that were read as another class, the same noise at several
+settings, and samples beside the training images nearest to them."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from training.arrays import UInt8
 from training.classifier.agreement import Int64
+from training.data import Dataset
+from training.evaluate.neighbours import Neighbours
 from training.evaluate.samples import Samples
 
 IMAGES_PER_CLASS = 10
 MOST_DISAGREEMENTS = 100
+MOST_CLASSES = 20  # in a row of a sweep
+MOST_NEIGHBOURS = 20  # samples that are shown with theirs, two in a row
 LEAST_SIDE = 56  # pixels of a tile, so that small images can be seen and captions fit below them
 CAPTION_HEIGHT = 14
 GAP = 2
@@ -31,6 +37,34 @@ def disagreements(samples: Samples, read: Int64) -> Image.Image | None:
     tiles = [tile(samples.images[i], f"{samples.labels[i]} read {read[i]}") for i in found]
     rows = [tiles[i : i + IMAGES_PER_CLASS] for i in range(0, len(tiles), IMAGES_PER_CLASS)]
     return sheet(rows) if rows else None
+
+
+def sweep(settings: Sequence[tuple[str, Samples]], num_classes: int) -> Image.Image:
+    """The first image of each class at every setting, a row for each, which begin at the same noise."""
+    rows = []
+    for name, samples in settings:
+        firsts = [np.flatnonzero(samples.labels == k)[:1] for k in range(min(num_classes, MOST_CLASSES))]
+        tiles = [tile(samples.images[i]) for first in firsts for i in first]
+        rows.append([words(name, tiles[0].size), *tiles])
+    return sheet(rows)
+
+
+def neighbours(samples: Samples, found: Neighbours, training: Dataset) -> Image.Image:
+    """The samples that come nearest to the training set, each followed by the training images nearest to it."""
+    groups = []
+    for i in np.argsort(found.nearest, kind="stable")[:MOST_NEIGHBOURS]:
+        group = [tile(samples.images[i], f"drawn: {samples.labels[i]}")]
+        for k, distance in zip(found.indices[i], found.distances[i], strict=True):
+            group.append(tile(training.images[k], f"{training.labels[k]} at {distance:.3f}"))
+        groups.append([*group, words("", group[0].size)])
+    return sheet([[each for group in groups[i : i + 2] for each in group][:-1] for i in range(0, len(groups), 2)])
+
+
+def words(text: str, size: tuple[int, int]) -> Image.Image:
+    """A tile with nothing but words."""
+    blank = Image.new("RGB", size, "white")
+    ImageDraw.Draw(blank).text((size[0] // 2, size[1] // 2), text, fill="black", anchor="mm")
+    return blank
 
 
 def tile(image: UInt8, caption: str | None = None) -> Image.Image:
