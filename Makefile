@@ -9,8 +9,9 @@
 #   make test-full     the tests that need a full-size model
 #   make test-cuda     the tests that need an NVIDIA GPU; without one they are skipped, with the reason
 #   make lint          ruff and mypy
-#   make bench         speed and memory of the runtime beside PyTorch and a plain export: small, then at full size; half
-#                      an hour, 12 GB of memory, and 17 GB of files that it makes first and keeps (docs/benchmark.md)
+#   make bench         speed and memory of the runtime beside PyTorch and a plain export, small and at full size, and the
+#                      seconds that a picture of each bundle of classes takes, by steps; half an hour, 12 GB of memory,
+#                      and 17 GB of files that it makes first and keeps (docs/benchmark.md)
 #   make clean         remove environments, caches and built packages; runs, data and bundles stay
 #
 # Variables, given after the target:
@@ -109,10 +110,16 @@ lint: $(TEST)/.ready
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
 
+# The bundles of classes that there are, by the family in their manifests.
+CLASS_BUNDLES = $(patsubst %/manifest.json,%,$(shell grep -l class-conditional-ddpm models_onnx/*/manifest.json))
+
 bench: $(TEST)/.ready
 	@echo "make bench: the runtime and the reference sampler in PyTorch, same weights, same steps, in turn"
 	$(TEST)/bin/python -m runtime benchmark models_onnx/mnist-paper --batch-sizes 1,32 --rounds 7 \
 	  --peer "torch=$(TEST)/bin/python -m peers.ddpm_torch models_onnx/mnist-paper"
+	@echo "make bench: the cost of sampling, in seconds a picture by steps, each of which is a row of the plan"
+	@set -e; for bundle in $(CLASS_BUNDLES); do \
+	  $(TEST)/bin/python -m runtime benchmark $$bundle --batch-sizes 32 --steps 5,10,20,50; done
 	@echo "make bench: Stable Diffusion 1.5 at full size: the runtime, diffusers and a plain export, in turn"
 	$(TEST)/bin/python tests/full_size_benchmark.py $(BENCH_FLAGS)
 

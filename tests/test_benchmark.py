@@ -180,6 +180,7 @@ def test_inputs_and_probe_are_what_the_page_says() -> None:
         (["--peer", "runtime=true"], "peer 'runtime=true' has the name of another program"),
         (["--json", "missing/x.json"], "the folder missing does not exist"),
         (["--batch-sizes", "1,none"], "batch sizes '1,none' must be whole numbers"),
+        (["--steps", "5,0"], "steps '5,0' must be whole numbers of at least 1"),
         (["--rounds", "0"], "rounds is 0"),
         (["--limit", "-1"], "limit is -1"),
         (["--limit", "nan"], "limit is nan"),
@@ -198,11 +199,15 @@ def test_not_a_bundle(refusal: Callable[..., str]) -> None:
 
 def test_images_per_second(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     worker = f"{sys.executable} -m runtime benchmark --worker {model}"
-    options = ["--batch-sizes", "2", "--steps", "3", "--rounds", "2", "--peer", f"again={worker}", "--json", "b.json"]
-    assert main(["benchmark", model, *options]) == 0
-    assert "| 2 | again |" in capsys.readouterr().out
+    options = ["--batch-sizes", "2", "--steps", "3,5", "--rounds", "2", "--peer", f"again={worker}"]
+    assert main(["benchmark", model, *options, "--json", "b.json"]) == 0
+    printed = capsys.readouterr().out
     figures = json.loads(Path("b.json").read_text())
-    assert [row["program"] for row in figures["rows"]] == ["runtime", "again"]
+    named = [(row["steps"], row["program"]) for row in figures["rows"]]
+    assert named == [(3, "runtime"), (3, "again"), (5, "runtime"), (5, "again")]
+    for row in figures["rows"]:
+        cells = f"| 2 | {row['steps']} | {row['program']} | {row['seconds']:.3f} | {row['seconds'] / 2:.4f} |"
+        assert cells in printed
     assert all(len(row["ratios"]) == 2 and row["peak_megabytes"] > 10 for row in figures["rows"])
     assert figures["rows"][0]["ready"].startswith("onnxruntime")
 

@@ -21,7 +21,7 @@ from runtime.image import check_writable, write_file
 from runtime.text_to_image import MAX_SIDE
 
 OURS = "runtime"
-BATCH_SIZES, STEPS, WARM = "1,32", 20, 1
+BATCH_SIZES, STEPS, WARM = "1,32", "20", 1
 NEEDS_TEXT = "one guided step and one decode are measured of text bundles"
 NEEDS_CLASSES = "images per second are measured of class-conditional bundles"
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     drawing_group = parser.add_argument_group("class-conditional bundles", "images per second, after one warm round")
     drawing_group.add_argument("--batch-sizes", help=f"comma-separated (default: {BATCH_SIZES})")
-    drawing_group.add_argument("--steps", type=int, help=f"DDIM steps for each picture (default: {STEPS})")
+    drawing_group.add_argument("--steps", help=f"DDIM steps for each picture, likewise (default: {STEPS})")
     networks_group = parser.add_argument_group("text bundles", "one guided step and one decode, after a first of each")
     networks_group.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the bundle's)")
     networks_group.add_argument("--warm", type=int, help=f"steps after the first (default: {WARM})")
@@ -53,7 +53,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     """Measure, and print a table in Markdown."""
     if arguments.worker:
         return worker.run(arguments.model, arguments.provider)
-    for name in ("steps", "rounds", "warm"):
+    for name in ("rounds", "warm"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise RequestError(f"{name} is {value}; it must be at least 1")
@@ -91,11 +91,12 @@ def program_commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str,
 def benchmark_drawing(commands: dict[str, list[str]], arguments: argparse.Namespace) -> int:
     """Images per second of a class-conditional bundle."""
     refuse(arguments, ("size", "warm"), NEEDS_TEXT)
-    steps = arguments.steps or STEPS
+    batch_sizes = parse_counts("batch sizes", arguments.batch_sizes or BATCH_SIZES)
+    steps = parse_counts("steps", arguments.steps or STEPS)
     rows: list[drawing.Row] = []
-    for batch in parse_batch_sizes(arguments.batch_sizes or BATCH_SIZES):
+    for batch in batch_sizes:
         rows += drawing.measure(commands, batch, steps, arguments.rounds, arguments.limit)
-    print(f"{arguments.model}, DDIM {steps} steps, default guidance scale.")
+    print(f"{arguments.model}, DDIM, default guidance scale.")
     print(f"Medians of {arguments.rounds} rounds in turn, after one of warm-up.")
     print(f"{machine()}.\n")
     print(drawing.in_markdown(rows))
@@ -153,14 +154,14 @@ def size_of(text: str | None, bundle: Bundle, factor: int) -> tuple[int, int]:
     return width, height
 
 
-def parse_batch_sizes(text: str) -> list[int]:
+def parse_counts(name: str, text: str) -> list[int]:
     try:
-        sizes = [int(word) for word in text.split(",")]
+        counts = [int(word) for word in text.split(",")]
     except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise RequestError(f"batch sizes {text!r} must be whole numbers of at least 1 with commas between them")
-    return sizes
+        counts = []
+    if not counts or min(counts) < 1:
+        raise RequestError(f"{name} {text!r} must be whole numbers of at least 1 with commas between them")
+    return counts
 
 
 def print_versions(versions: dict[str, str]) -> None:
