@@ -1,8 +1,8 @@
 """Draws docs/samplers.png and writes docs/samplers-drawn.md: ``python -m tests.samplers_drawn``.
 
 Each sampler's ten steps are judged by ``python -m training evaluate``, whose reports are kept in runs/samplers; what is
-there already is not made again, so that this can be stopped and continued (some fifteen minutes). The classifier is the
-one that README trains, and the test set is where ``DIFFUSION_ANYWHERE_DATA`` says or fetched.
+there already is not made again, so that this can be stopped and continued. The classifier is the one that README
+trains, and the data set is where ``DIFFUSION_ANYWHERE_DATA`` says or fetched.
 """
 
 from __future__ import annotations

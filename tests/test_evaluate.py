@@ -154,13 +154,15 @@ def test_figures_are_those_of_the_statistics(place: Path, tmp_path: Path) -> Non
     assert main(words(place, "--images", file, "--out", tmp_path / "others")) == 0
     report = json.loads((tmp_path / "others" / "evaluation.json").read_text())
     test = Dataset("bars", test_images[:, None], everything["y_test"], "")
-    judge = load_judge(place / "judge.safetensors", test)
+    judge = load_judge(place / "judge.safetensors", test, "bars.npz")
     samples, real = (judge.read(images[:, None]).features for images in (others, test_images))
     assert report["frechet_distance"]["value"] == pytest.approx(frechet_distance(samples, real), rel=1e-9)
     found = Manifolds.of(samples, real)
     assert (report["precision"]["value"], report["recall"]["value"]) == (found.precision(), found.recall())
     nearest = find_neighbours(others[:, None], train_images[:, None], 1).nearest
     assert (nearest == 0).sum() == 100
+    assert report["nearest_training_image"]["share_among_nearest"]["value"] >= 100 / 390
+    assert same["nearest_training_image"]["share_among_nearest"]["value"] == pytest.approx(4 / 390)  # 1 % of them
     assert report["nearest_training_image"]["median_distance"]["value"] == pytest.approx(np.median(nearest))
     assert report["real"] == same["real"]
     for name in ("frechet_distance", "precision", "recall"):
@@ -411,9 +413,8 @@ def test_a_judge_that_is_missing_or_for_something_else(
     monkeypatch.chdir(tmp_path)
     bundle, dataset, judge = str(place / "tiny"), str(place / "bars.npz"), str(place / "judge.safetensors")
     error = refusal(capsys, "evaluate", bundle, "--dataset", dataset)
-    assert (
-        "runs/classifier-bars/model.safetensors does not exist; make one with: python -m training classifier" in error
-    )
+    command = f"python -m training classifier --dataset {dataset} --out runs/classifier-bars"
+    assert f"runs/classifier-bars/model.safetensors does not exist; make one with: {command}" in error
     assert "data set 'minst' is unknown; choose mnist" in refusal(capsys, "evaluate", bundle, "--dataset", "minst")
     error = refusal(capsys, "evaluate", bundle, "--dataset", dataset, "--classifier", f"{bundle}/unet.onnx")
     assert "unet.onnx is damaged or no safetensors file" in error

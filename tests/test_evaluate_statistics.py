@@ -14,7 +14,7 @@ from training.evaluate import frechet, manifolds
 from training.evaluate.bootstrap import Figure, bootstrap
 from training.evaluate.frechet import distance_of_moments, frechet_distance, moments
 from training.evaluate.manifolds import Manifolds, share_inside, squared_distances
-from training.evaluate.neighbours import BLOCK, find_neighbours, median, probability_nearer
+from training.evaluate.neighbours import BLOCK, find_neighbours, median, probability_nearer, share_among_nearest
 
 
 def draws(seed: int = 0) -> np.random.Generator:
@@ -169,6 +169,16 @@ def test_the_probability_to_be_nearer_is_that_of_mann_and_whitney() -> None:
     counts, real_counts = draws(2).integers(0, 4, 60), draws(3).integers(0, 4, 80)
     repeated = probability_nearer(np.repeat(samples, counts), np.repeat(real, real_counts))
     assert probability_nearer(samples, real, counts + 0.0, real_counts + 0.0) == pytest.approx(repeated, rel=1e-12)
+
+
+def test_the_share_of_samples_among_the_nearest() -> None:
+    """Of the numbers 0 to 100 the nearest hundredth end at 1."""
+    real = draws().permutation(101).astype(np.float64)
+    samples = np.array([0.0, 0.5, 0.99, 1.0, 2.0, 50.0, 70.0, 0.2])
+    assert share_among_nearest(samples, real) == 4 / 8
+    assert share_among_nearest(samples, real, np.array([1, 0, 0, 3, 0, 0, 0, 1.0])) == 2 / 5
+    assert share_among_nearest(samples, real, None, np.where(real == 50, 2.0, 0.0)) == 6 / 8
+    assert share_among_nearest(real, real) == pytest.approx(1 / 101)
 
 
 def test_the_median_of_counted_values() -> None:

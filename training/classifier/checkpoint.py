@@ -27,13 +27,19 @@ def save_classifier(path: Path, model: Classifier, config: ClassifierConfig, fac
     checkpoint.write(path, CLASSIFIER, dict(model.state_dict()), {"config": config.to_json(), **facts})
 
 
-def load_classifier(path: Path) -> tuple[Classifier, ClassifierConfig]:
+def load_classifier(path: Path, dataset: str = "mnist") -> tuple[Classifier, ClassifierConfig]:
     """Open a classifier in evaluation mode, with the configuration it was trained with.
+
+    Args:
+        path: the checkpoint.
+        dataset: as it is named on command lines; where there is no checkpoint, the message says how to make one of it.
 
     Raises:
         CheckpointError: not there, damaged, of another kind, or its tensors do not fit its configuration.
     """
+    name = dataset.replace("{", "{{").replace("}", "}}")
+    kind = replace(CLASSIFIER, command=f"python -m training classifier --dataset {name} --out {{folder}}")
     model, config, _ = checkpoint.open_model(
-        path, CLASSIFIER, ClassifierConfig.from_json, lambda config: Classifier(config.network)
+        path, kind, ClassifierConfig.from_json, lambda config: Classifier(config.network)
     )
     return model, config

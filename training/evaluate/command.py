@@ -124,9 +124,10 @@ def main(argv: list[str]) -> int:
         raise OutputError(f"{folder} holds an evaluation already; choose another --out")
     curve = (arguments.run.resolve().name, read_curve(arguments.run)) if arguments.run else None
     train, test = (data.load(arguments.dataset, split, arguments.data) for split in ("train", "test"))
-    judge = load_judge(arguments.classifier or Path(f"runs/classifier-{test.name}/model.safetensors"), test)
+    classifier = arguments.classifier or Path(f"runs/classifier-{test.name}/model.safetensors")
+    judge = load_judge(classifier, test, arguments.dataset)
     sweeps = [Sweep(field, getattr(arguments, name)) for name, field in SWEEPS.items() if getattr(arguments, name)]
-    images, files, drawn = arguments.images, {}, dict[str, Any]()
+    images, files, drawn = arguments.images, dict[Sweep, list[Path]](), dict[str, Any]()
     if wanted:
         bundle, images = read_bundle(arguments.bundle), folder / IMAGES
         judge.check(bundle)

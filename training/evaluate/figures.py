@@ -7,6 +7,8 @@ does not depend on the samples, so that the figures of several sets compare.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,13 @@ from training.evaluate.bootstrap import RESAMPLES, Figure, bootstrap
 from training.evaluate.frechet import Float64
 from training.evaluate.judge import Judge
 from training.evaluate.manifolds import Manifolds
-from training.evaluate.neighbours import Neighbours, find_neighbours, median, probability_nearer
+from training.evaluate.neighbours import (
+    Neighbours,
+    find_neighbours,
+    median,
+    probability_nearer,
+    share_among_nearest,
+)
 from training.evaluate.samples import Samples
 from training.progress import stage
 from training.randomness import array_generator
@@ -70,6 +78,7 @@ class Figures:
         neighbours: the nearest training images.
         distance: the median distance to the nearest.
         nearer: the probability that it is less than that of a real test image.
+        among_nearest: the share of samples as near as the nearest 1 % of real test images.
     """
 
     samples: Samples
@@ -79,6 +88,7 @@ class Figures:
     neighbours: Neighbours
     distance: Figure
     nearer: Figure
+    among_nearest: Figure
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,6 +98,7 @@ class Figures:
             "nearest_training_image": {
                 "median_distance": self.distance.to_json(),
                 "probability_nearer_than_a_real_image": self.nearer.to_json(),
+                "share_among_nearest": self.among_nearest.to_json(),
             },
         }
 
@@ -138,8 +149,10 @@ class Yardstick:
         with stage(f"nearest to {name}", len(self.train.images)) as advance:
             found = find_neighbours(samples.images, self.train.images, NEIGHBOURS_KEPT, advance)
 
-        def nearer(counts: Float64, real_counts: Float64) -> float:
-            return probability_nearer(found.nearest, self.nearest, counts, real_counts)
+        def compared(statistic: Callable[..., float]) -> Figure:
+            sizes = len(found.nearest), len(self.nearest)
+            of_counts = functools.partial(statistic, found.nearest, self.nearest)
+            return bootstrap(of_counts, sizes, draws("nearer"), (0, 1))
 
         num_classes = self.judge.config.network.num_classes
         return Figures(
@@ -149,7 +162,8 @@ class Yardstick:
             Likeness.between(reading.features, self.features, name),
             found,
             median_of(found.nearest),
-            bootstrap(nearer, (len(samples.images), len(self.nearest)), draws("nearer"), (0, 1)),
+            compared(probability_nearer),
+            compared(share_among_nearest),
         )
 
     def to_json(self) -> dict[str, Any]:

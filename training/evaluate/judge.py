@@ -51,14 +51,14 @@ class Judge:
         return {"sha256": self.sha256, "dataset": self.config.dataset, "test": tested.to_json()}
 
 
-def load_judge(file: Path, dataset: Dataset) -> Judge:
-    """Open a classifier that was trained for ``dataset``.
+def load_judge(file: Path, dataset: Dataset, named: str) -> Judge:
+    """Open a classifier that was trained for ``dataset``, which is ``named`` so on the command line.
 
     Raises:
         CheckpointError: it cannot be opened.
         TrainingError: it was trained for another data set.
     """
-    model, config = load_classifier(file)
+    model, config = load_classifier(file, named)
     if config.dataset != dataset.name:
         raise TrainingError(f"{file} was trained on {config.dataset}; give a classifier for {dataset.name}")
     check_fits(config.network, dataset)

@@ -19,6 +19,7 @@ from training.classifier.agreement import Int64
 from training.evaluate.frechet import Float64
 from training.evaluate.manifolds import squared_distances
 
+NEAREST_SHARE = 0.01  # of real test images: so near to the training set lie few that were not copied
 BLOCK = 2000  # training images at a time: 50 MB of float64 for those of CIFAR-10
 
 
@@ -86,6 +87,22 @@ def probability_nearer(
     below, above = (farther[np.searchsorted(real[order], samples, side)] for side in ("left", "right"))
     nearer = 1 - (below + above) / (2 * farther[-1])
     return float(np.average(nearer, weights=sample_counts))
+
+
+def share_among_nearest(
+    samples: Float64, real: Float64, sample_counts: Float64 | None = None, real_counts: Float64 | None = None
+) -> float:
+    """How many samples are nearer to a training image than all but the nearest 1 % of real test images.
+
+    Where a model repeats a part of what it draws, this shows it before a median does.
+
+    Args:
+        samples: distances, (N,).
+        real: distances, (M,).
+        sample_counts, real_counts: how often each is there, as a bootstrap says; without them once each.
+    """
+    repeated = real if real_counts is None else np.repeat(real, real_counts.astype(np.int64))
+    return float(np.average(samples < np.quantile(repeated, NEAREST_SHARE), weights=sample_counts))
 
 
 def median(values: Float64, counts: Float64 | None = None) -> float:

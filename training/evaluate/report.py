@@ -72,6 +72,7 @@ class Report:
         rows += [
             ("nearest training image", *distances),
             ("nearer than a real one's, %", self.figures.nearer.in_words(1, 100), "50"),
+            ("as near as the nearest 1 %", f"{self.figures.among_nearest.in_words(1, 100)} %", "1 %"),
         ]
         return "\n".join(f"{name:>27}  {mine:<26}  {theirs}".rstrip() for name, mine, theirs in rows)
 

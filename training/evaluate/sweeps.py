@@ -29,7 +29,8 @@ class Sweep:
 
     def requests(self, wanted: Request) -> list[Request]:
         """A request for each value."""
-        return [replace(wanted, **{self.field: value}) for value in self.values]
+        changes: list[dict[str, Any]] = [{self.field: value} for value in self.values]
+        return [replace(wanted, **change) for change in changes]
 
     def file(self, folder: Path, value: float) -> Path:
         """Where the images of a value go."""
