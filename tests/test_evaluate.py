@@ -179,7 +179,7 @@ def test_a_copy_is_shown_beside_what_it_copies(place: Path, tmp_path: Path) -> N
     assert main(words(place, "--images", file, "--out", tmp_path / "report")) == 0
     with Image.open(tmp_path / "report" / "neighbours.png") as picture:
         sheet = np.asarray(picture)[..., 0]
-    assert sheet.shape[0] == 10 * (56 + 14 + 2) - 2  # two samples in a row
+    assert sheet.shape[0] == 9 * (56 + 14 + 2) - 2  # six of each class, two in a row
     first, second = sheet[:56, :56], sheet[:56, 58 : 58 + 56]
     np.testing.assert_array_equal(first[:: 56 // SIZE, :: 56 // SIZE], training[5])
     np.testing.assert_array_equal(first, second)

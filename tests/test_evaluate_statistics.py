@@ -193,9 +193,29 @@ def mean_of(values: np.ndarray):
     return lambda counts: float(np.average(values, weights=counts))
 
 
+def one_class(count: int) -> np.ndarray:
+    return np.zeros(count, np.int64)
+
+
+def test_as_many_of_each_class_are_drawn_so_that_how_they_differ_widens_nothing() -> None:
+    """Of a stratified mean: the variance within classes alone, over N."""
+    labels = draws(3).permutation(np.repeat([0, 1, 5], [100, 60, 40]))
+    within = draws().standard_normal(200)
+    seen = []
+
+    def mean(counts: np.ndarray) -> float:
+        seen.append([counts[labels == k].sum() for k in (0, 1, 5)])
+        return float(np.average(within + 1000 * labels, weights=counts))
+
+    found = bootstrap(mean, (labels,), draws(1))
+    assert np.unique(seen, axis=0).tolist() == [[100, 60, 40]]
+    variance = sum((labels == k).sum() * within[labels == k].var() for k in (0, 1, 5)) / 200**2
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.15)
+
+
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
     values = draws().standard_normal(400)
-    found = bootstrap(mean_of(values), (400,), draws(1))
+    found = bootstrap(mean_of(values), (one_class(400),), draws(1))
     half = 1.96 * values.std() / math.sqrt(400)
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.value == pytest.approx(half, rel=0.15)
@@ -205,7 +225,7 @@ def test_the_interval_of_a_mean_is_the_normal_one() -> None:
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     held = []
     for seed in range(150):
-        found = bootstrap(mean_of(draws(seed).exponential(size=60)), (60,), draws(1000 + seed))
+        found = bootstrap(mean_of(draws(seed).exponential(size=60)), (one_class(60),), draws(1000 + seed))
         held.append(found.low <= 1 <= found.high)
     assert 0.86 < np.mean(held) < 0.99
 
@@ -217,7 +237,7 @@ def test_sets_are_drawn_independently_and_each_draw_is_counted() -> None:
         seen.append((first, second))
         return float(first[0] - second[0])
 
-    bootstrap(difference, (5, 7), draws(), progress=done.append)
+    bootstrap(difference, (one_class(5), one_class(7)), draws(), progress=done.append)
     assert (len(seen), sum(done)) == (501, 500)
     assert all((first.sum(), second.sum()) == (5, 7) for first, second in seen)
     pairs = np.array([(first[0], second[0]) for first, second in seen[1:]])
@@ -233,7 +253,7 @@ def test_the_bias_of_drawing_twice_does_not_move_the_interval_off_the_figure() -
         resampled.append(distance_of_moments(*moments(first, counts), *moments(second, others)))
         return resampled[-1]
 
-    found = bootstrap(distance, (80, 80), draws(2))
+    found = bootstrap(distance, (one_class(80), one_class(80)), draws(2))
     assert found.value == pytest.approx(frechet_distance(first, second), rel=1e-12)
     assert np.quantile(resampled[1:], 0.025) > found.value
     assert 0 <= found.low < found.value < found.high
@@ -241,7 +261,7 @@ def test_the_bias_of_drawing_twice_does_not_move_the_interval_off_the_figure() -
 
 def test_an_interval_ends_where_the_statistic_does() -> None:
     values = np.array([1.0] * 49 + [0.0])
-    found = bootstrap(mean_of(values), (50,), draws(), bounds=(0, 1))
+    found = bootstrap(mean_of(values), (one_class(50),), draws(), bounds=(0, 1))
     assert found.high == 1
     assert Figure(0.98, 0.94, 1.0).in_words(1, 100) == "98.0 (94.0 to 100.0)"
-    assert bootstrap(mean_of(np.ones(5)), (5,), draws()) == Figure(1, 1, 1)
+    assert bootstrap(mean_of(np.ones(5)), (one_class(5),), draws()) == Figure(1, 1, 1)

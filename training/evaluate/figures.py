@@ -47,9 +47,9 @@ class Likeness:
     recall: Figure
 
     @classmethod
-    def between(cls, features: Float64, real: Float64, name: str) -> Likeness:
-        """Of features (N, D) to those of the test images, (M, D)."""
-        sizes, balls = (len(features), len(real)), Manifolds.of(features, real)
+    def between(cls, features: Float64, labels: Int64, real: Float64, real_labels: Int64, name: str) -> Likeness:
+        """Of features (N, D) to those of the test images, (M, D), with the classes of both."""
+        classes, balls = (labels, real_labels), Manifolds.of(features, real)
 
         def distance(counts: Float64, real_counts: Float64) -> float:
             ours, theirs = frechet.moments(features, counts), frechet.moments(real, real_counts)
@@ -57,9 +57,9 @@ class Likeness:
 
         with stage(f"intervals of {name}", 3 * RESAMPLES) as advance:
             return cls(
-                bootstrap(distance, sizes, draws("distance"), (0, np.inf), advance),
-                bootstrap(balls.precision, sizes, draws("precision"), (0, 1), advance),
-                bootstrap(balls.recall, sizes, draws("recall"), (0, 1), advance),
+                bootstrap(distance, classes, draws("distance"), (0, np.inf), advance),
+                bootstrap(balls.precision, classes, draws("precision"), (0, 1), advance),
+                bootstrap(balls.recall, classes, draws("recall"), (0, 1), advance),
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +111,8 @@ class Yardstick:
         judge: whose features these are.
         train: the training set, all of it.
         tested: how well the judge reads the whole test set.
-        features: of the test images, (N, D).
+        labels: of the test images, int64 (N,).
+        features: of them, (N, D).
         nearest: their distances to the nearest training image, (N,).
         likeness: of training images to them: the floor, and where precision and recall can be at best.
         distance: the median of their distances.
@@ -120,6 +121,7 @@ class Yardstick:
     judge: Judge
     train: Dataset
     tested: Agreement
+    labels: Int64
     features: Float64
     nearest: Float64
     likeness: Likeness
@@ -139,8 +141,9 @@ class Yardstick:
             features, others = (judge.read(images, advance).features for images in (some_test, some_train))
         with stage("nearest to real images", len(train.images)) as advance:
             nearest = find_neighbours(some_test, train.images, 1, advance).nearest
-        likeness = Likeness.between(others, features, "real images")
-        return cls(judge, train, tested, features, nearest, likeness, median_of(nearest))
+        labels = np.sort(labels)  # in which order they are chosen
+        likeness = Likeness.between(others, labels, features, labels, "real images")
+        return cls(judge, train, tested, labels, features, nearest, likeness, median_of(nearest, labels))
 
     def measure(self, samples: Samples, name: str) -> Figures:
         """All figures of samples with the same labels; ``name`` is for who watches."""
@@ -150,18 +153,17 @@ class Yardstick:
             found = find_neighbours(samples.images, self.train.images, NEIGHBOURS_KEPT, advance)
 
         def compared(statistic: Callable[..., float]) -> Figure:
-            sizes = len(found.nearest), len(self.nearest)
             of_counts = functools.partial(statistic, found.nearest, self.nearest)
-            return bootstrap(of_counts, sizes, draws("nearer"), (0, 1))
+            return bootstrap(of_counts, (samples.labels, self.labels), draws("nearer"), (0, 1))
 
         num_classes = self.judge.config.network.num_classes
         return Figures(
             samples,
             reading.classes,
             Agreement.between(samples.labels, reading.classes, num_classes),
-            Likeness.between(reading.features, self.features, name),
+            Likeness.between(reading.features, samples.labels, self.features, self.labels, name),
             found,
-            median_of(found.nearest),
+            median_of(found.nearest, samples.labels),
             compared(probability_nearer),
             compared(share_among_nearest),
         )
@@ -171,8 +173,8 @@ class Yardstick:
         return {**self.likeness.to_json(), "nearest_training_image": {"median_distance": self.distance.to_json()}}
 
 
-def median_of(distances: Float64) -> Figure:
-    return bootstrap(lambda counts: median(distances, counts), (len(distances),), draws("median"), (0, 1))
+def median_of(distances: Float64, labels: Int64) -> Figure:
+    return bootstrap(lambda counts: median(distances, counts), (labels,), draws("median"), (0, 1))
 
 
 def draws(kind: str) -> np.random.Generator:
@@ -203,7 +205,7 @@ def check_enough(judge: Judge, train: Dataset, test: Dataset, labels: Int64) -> 
 
 
 def choose(dataset: Dataset, labels: Int64) -> Int64:
-    """As many images of each class as there are labels, drawn without replacement, int64 (N,)."""
+    """Which images: of each class as many as there are labels, without replacement, class by class, int64 (N,)."""
     order = array_generator(SEED, "choice", 0).permutation(len(dataset.labels))
     asked = np.bincount(labels)
     return np.concatenate([order[dataset.labels[order] == k][:count] for k, count in enumerate(asked)])

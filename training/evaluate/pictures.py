@@ -18,7 +18,7 @@ from training.evaluate.samples import Samples
 IMAGES_PER_CLASS = 10
 MOST_DISAGREEMENTS = 100
 MOST_CLASSES = 20  # in a row of a sweep
-MOST_NEIGHBOURS = 20  # samples that are shown with theirs, two in a row
+MOST_NEIGHBOURS = 20  # samples that are shown with theirs, over all classes, two in a row
 LEAST_SIDE = 56  # pixels of a tile, so that small images can be seen and captions fit below them
 CAPTION_HEIGHT = 14
 GAP = 2
@@ -50,14 +50,18 @@ def sweep(settings: Sequence[tuple[str, Samples]], num_classes: int) -> Image.Im
 
 
 def neighbours(samples: Samples, found: Neighbours, training: Dataset) -> Image.Image:
-    """The samples that come nearest to the training set, each followed by the training images nearest to it."""
+    """Of each class the samples that come nearest to the training set, each followed by the training images nearest to
+    it; the nearest of all first."""
+    order, classes = np.argsort(found.nearest, kind="stable"), np.unique(samples.labels)
+    each = max(1, MOST_NEIGHBOURS // len(classes))
+    shown = np.concatenate([order[samples.labels[order] == k][:each] for k in classes])
     groups = []
-    for i in np.argsort(found.nearest, kind="stable")[:MOST_NEIGHBOURS]:
+    for i in shown[np.argsort(found.nearest[shown], kind="stable")][:MOST_NEIGHBOURS]:
         group = [tile(samples.images[i], f"drawn: {samples.labels[i]}")]
         for k, distance in zip(found.indices[i], found.distances[i], strict=True):
             group.append(tile(training.images[k], f"{training.labels[k]} at {distance:.3f}"))
         groups.append([*group, words("", group[0].size)])
-    return sheet([[each for group in groups[i : i + 2] for each in group][:-1] for i in range(0, len(groups), 2)])
+    return sheet([[part for group in groups[i : i + 2] for part in group][:-1] for i in range(0, len(groups), 2)])
 
 
 def words(text: str, size: tuple[int, int]) -> Image.Image:
