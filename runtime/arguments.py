@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from runtime.bundle import ClassConditioning
 from runtime.errors import RequestError
-from runtime.prompt import shortened
+from runtime.prompt_syntax import shortened
 
 MAX_DIGITS = 18  # of a label; Python reads no number of thousands
 

@@ -22,7 +22,8 @@ from runtime.loading import make_pipeline
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, mersenne_words, noise_generator, philox_words
 from runtime.plan import compile_plan
-from runtime.prompt import PromptTokenizer, shortened
+from runtime.prompt import PromptTokenizer
+from runtime.prompt_syntax import shortened
 from runtime.session import Session, as_inputs, choose_provider
 from runtime.text_to_image import MAX_SIDE
 from runtime.verified import compare_sha256, hash_file

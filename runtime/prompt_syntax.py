@@ -8,30 +8,31 @@ r"""What people type into prompts beside words: weights, breaks, and what other 
 
 So the web interfaces have it, and nothing is ever wrong. A bracket without its counterpart is text (there, one that is
 never closed counts to the end). ``<lora:x:0.8>``, ``[a:b:0.5]``, ``[a|b]`` and ``AND`` mean something there that is not
-done here; they are replaced by what comes nearest, or are text, and each is named in ``Prompt.notes``.
+done here; they are replaced by what comes nearest, or are text, and each is named in ``Prompt.notes``. So is a bracket
+that holds brackets and yet ends like an edit, ``[a [b]:0.5]``.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 ROUND, SQUARE = 1.1, 1 / 1.1
 MAX_WEIGHT = 100.0
+SHOWN = 60  # characters of a prompt that a message repeats
 COUNTERPART = {")": "(", "]": "["}
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 LEXEME = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\", re.DOTALL)
 WEIGHT = re.compile(rf":\s*({NUMBER})\s*$")
 EXTRA_NETWORK = re.compile(r"<[A-Za-z]\w*:[^<>]*>")
-COMPOSED = re.compile(r"\bAND\b")
+COMPOSED = re.compile(rf"(?::\s*{NUMBER}\s*)?\bAND\b")  # in the web interfaces each part may end in a weight
 BREAK = re.compile(r"\bBREAK\b")
 OPEN = r"(?<!\\)\["
 PART = r"(?:\([^()\[\]]*\)|[^()\[\]:|])*"  # of what is edited or alternated; weights may stand in it
 EDITED = re.compile(rf"{OPEN}((?:{PART}:){{1,2}})\s*{NUMBER}\s*\]")
 ALTERNATED = re.compile(rf"{OPEN}({PART})\|[^\[\]]*\]")
-NOT_UNDERSTOOD = re.compile(rf"{OPEN}(?:[^\[\]]*\|[^\[\]]*|[^\[\]]*:\s*{NUMBER}\s*)\]")
 MAX_NESTED = 8  # edits within edits
 
 
@@ -86,32 +87,62 @@ def replace_foreign(text: str) -> tuple[str, list[str]]:
     notes: list[str] = []
 
     def network(found: re.Match[str]) -> str:
-        notes.append(f"{found[0]} is left out: LoRAs are merged when a model is exported (--lora), others not at all")
+        notes.append(
+            f"{shortened(found[0])} is left out: LoRAs are merged when a model is exported (--lora), others not at all"
+        )
         return ""
 
     def edited(found: re.Match[str]) -> str:
         parts = re.findall(rf"({PART}):", found[1])
         chosen = next((part for part in reversed(parts) if part.strip()), "")
         notes.append(
-            f"{found[0]} is taken for {chosen.strip()!r} from the first step on: prompts do not change halfway"
+            f"{shortened(found[0])} is taken for {shortened(chosen)!r} from the first step on: "
+            "prompts do not change halfway"
         )
         return chosen
 
     def alternated(found: re.Match[str]) -> str:
-        notes.append(f"{found[0]} is taken for {found[1].strip()!r}: prompts do not alternate")
+        notes.append(f"{shortened(found[0])} is taken for {shortened(found[1])!r}: prompts do not alternate")
         return found[1]
 
     def composed(found: re.Match[str]) -> str:
         notes.append("AND is taken for a comma: prompts are not composed")
         return ","
 
-    text = COMPOSED.sub(composed, EXTRA_NETWORK.sub(network, text))
+    text, times = COMPOSED.subn(composed, EXTRA_NETWORK.sub(network, text))
+    text = WEIGHT.sub("", text) if times else text
     for _ in range(MAX_NESTED):
         before, text = text, ALTERNATED.sub(alternated, EDITED.sub(edited, text))
         if text == before:
             break
-    notes += [f"{found[0]} is read as text: it is not understood" for found in NOT_UNDERSTOOD.finditer(text)]
+    notes += [f"{found} is read as text: it is not understood" for found in not_understood(text)]
     return text, list(dict.fromkeys(notes))
+
+
+def not_understood(text: str) -> Iterator[str]:
+    """What still looks like an edit or an alternation, shortened: square brackets around a bar, or before a number."""
+    lexemes = LEXEME.findall(text)
+    begins = [0, *itertools.accumulate(map(len, lexemes))]
+    closing = {end: begin for end, begin in counterparts(lexemes).items() if lexemes[end] == "]"}
+    opening = {begin: end for end, begin in closing.items()}
+    within, found = [], set()
+    for i, lexeme in enumerate(lexemes):
+        if i in opening:
+            within.append(i)
+        elif i in closing:
+            within.pop()
+            if WEIGHT.search(lexemes[i - 1]):
+                found.add(closing[i])
+        elif within and "|" in lexeme:
+            found.add(within[-1])
+    for begin in sorted(found):
+        yield shortened(text[begins[begin] : min(begins[opening[begin] + 1], begins[begin] + 2 * SHOWN)])
+
+
+def shortened(text: str) -> str:
+    """As much of a text as a message repeats, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
 
 def weighted(text: str) -> list[tuple[str, float]]:

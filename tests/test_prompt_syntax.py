@@ -102,6 +102,11 @@ def test_breaks(text: str, sections: list[list[tuple[str, float]]]) -> None:
         ("[a:(b:1.2):0.5] x", "b x", "[a:(b:1.2):0.5] is taken for '(b:1.2)'"),
         ("[a|b:1.2|c]", "a", "[a|b:1.2|c] is taken for 'a'"),
         ("[:x|b] c", ":x|b c", "[:x|b] is read as text"),
+        ("[a [b]:0.5] x", "a b:0.5 x", "[a [b]:0.5] is read as text"),
+        ("[a [b]|c] x", "a b|c x", "[a [b]|c] is read as text"),
+        ("a:1.2 AND b:0.8", "a, b", "AND is taken for a comma"),
+        ("<lora:x\ny:1>", "", "<lora:x y:1> is left out"),
+        (f"<lora:{'x' * 999}:1>", "", f"<lora:{'x' * 54}… is left out"),
     ],
 )
 def test_what_is_not_done_here_is_named(text: str, instead: str, note: str) -> None:
@@ -160,6 +165,9 @@ def test_escaped_text_is_itself(text: str) -> None:
         "BREAK " * 16_000,
         "(a:1" * 25_000 + ")" * 9,
         ":" * 10**5,
+        "[" * 50_000 + ":1]" * 50_000,
+        "[a [b]" * 10_000 + "|c]" * 10_000,
+        ":1 AND " * 15_000,
     ],
 )
 def test_a_hundred_thousand_characters_are_no_hang(text: str) -> None:
