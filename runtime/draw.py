@@ -14,6 +14,7 @@ import numpy as np
 from runtime.arguments import parse_labels, parse_size
 from runtime.bundle import DEFAULT_MODEL, TextConditioning
 from runtime.cancel import stoppable
+from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.image import check_size, check_writable, grid_size, write_file
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("image to image")
     group.add_argument("--image", type=Path, metavar="FILE", help="begin at this picture instead of noise alone")
     group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8)")
+    add_embedding_arguments(parser)
     add_plan_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help=OUTPUT)
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
@@ -162,6 +164,7 @@ def draw(arguments: argparse.Namespace) -> int:
             arguments.low_memory,
             arguments.variant,
             arguments.ignore_memory,
+            embedding_settings(arguments),
         )
         return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
 

@@ -28,7 +28,7 @@ from runtime.pipeline import Pipeline
 from runtime.prompt_list import MAX_PICTURES, Entry
 from runtime.recipe import Recipe
 from runtime.steps import Progress
-from runtime.text_to_image import TextToImage
+from runtime.text_to_image import PROMPTS, TextToImage
 
 SLUG_CHARACTERS = 40
 SUFFIX = ".png"
@@ -200,7 +200,7 @@ def warn_of_prompts(pipeline: Pipeline, left: Iterable[Picture]) -> None:
         return
     said = set()
     for picture in left:
-        for text in picture.condition.values():
+        for text in (picture.condition[key] for key in PROMPTS):
             if text in said:  # other lines may say the same, or a flag for all of them
                 continue
             said.add(text)

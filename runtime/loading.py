@@ -6,7 +6,8 @@ import os
 
 from runtime.bundle import Bundle, TextConditioning, open_bundle
 from runtime.class_to_image import ClassToImage
-from runtime.errors import BundleError
+from runtime.embeddings import EmbeddingInput
+from runtime.errors import BundleError, RequestError
 from runtime.networks import Networks
 from runtime.pipeline import Pipeline
 from runtime.session import choose_provider
@@ -21,6 +22,7 @@ def load(
     low_memory: bool = False,
     variant: str | None = None,
     ignore_memory: bool = False,
+    embeddings: EmbeddingInput = (),
 ) -> Pipeline:
     """Open a bundle for drawing.
 
@@ -33,6 +35,7 @@ def load(
             the CPU latents stay the same to the bit; of images, only those in tiles change, slightly.
         variant: which of a network's graphs, such as "fp16", where it has several; without it float32.
         ignore_memory: try also what seems to need far more memory than there is, and say nothing of it.
+        embeddings: learned words that prompts may name, as ``TextToImage.with_embeddings`` takes them.
 
     Returns:
         ``TextToImage`` or ``ClassToImage``, by what the model is told.
@@ -40,12 +43,17 @@ def load(
     Raises:
         BundleError: the bundle is missing, damaged or unknown.
         EngineError: ONNX Runtime is missing, doubled, or cannot use the provider.
-        RequestError: provider or variant is unknown.
+        RequestError: provider or variant is unknown, or an embedding cannot be used.
     """
     bundle = open_bundle(model)
     chosen, why = choose_provider(provider)
     networks = Networks(bundle, chosen, threads, low_memory, variant, ignore_memory)
-    return make_pipeline(bundle, networks, why, TILING if low_memory else None)
+    pipeline = make_pipeline(bundle, networks, why, TILING if low_memory else None)
+    if not embeddings:
+        return pipeline
+    if not isinstance(pipeline, TextToImage):
+        raise RequestError(f"{bundle.name} draws classes and takes no text; leave out the embeddings")
+    return pipeline.with_embeddings(embeddings)
 
 
 def make_pipeline(bundle: Bundle, networks: Networks, provider_reason: str, tiles: Tiling | None = None) -> Pipeline:

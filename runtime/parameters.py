@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from runtime.samplers import KNOWN_AS
 
-HASH_DIGITS = 10
+HASH_DIGITS, EMBEDDING_HASH_DIGITS = 10, 12
 
 
 def parameters(metadata: Mapping[str, Any]) -> str | None:
@@ -30,9 +31,16 @@ def parameters(metadata: Mapping[str, Any]) -> str | None:
         "Model": metadata["bundle"],
         "Clip skip": metadata["clip_skip"] + 1 if metadata["clip_skip"] else None,  # they count the last layer, too
         "Denoising strength": options.get("strength"),
+        "TI hashes": embedding_hashes(metadata),
     }
     lines = [metadata["prompt"]]
     if metadata["negative_prompt"]:
         lines.append(f"Negative prompt: {metadata['negative_prompt']}")
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))
     return "\n".join(lines)
+
+
+def embedding_hashes(metadata: Mapping[str, Any]) -> str | None:
+    """Learned words with the begin of their files' SHA-256, in quotes, since there are commas within; None if none."""
+    told = [f"{each['name']}: {each['sha256'][:EMBEDDING_HASH_DIGITS]}" for each in metadata.get("embeddings", ())]
+    return json.dumps(", ".join(told), ensure_ascii=False) if told else None

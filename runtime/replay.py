@@ -1,7 +1,8 @@
 """``python -m runtime replay``: draw a picture again from what it carries, and say whether it is the same.
 
 A picture may come from anybody. It names a model, which is looked for among the bundles of this machine by its plain
-name, and never a path: a picture to begin at, a plan or another bundle are given by whoever asks. Nothing is fetched.
+name, and never a path: a picture to begin at, a plan, learned words or another bundle are given by whoever asks.
+Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.bundle import MANIFEST, PLAIN_NAME, search_folders
+from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, RequestError, one_line
 from runtime.fields import Fields
@@ -27,8 +29,10 @@ from runtime.loading import load
 from runtime.model_plan import plan_sha256
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import SAMPLER_OPTIONS, read_plan
+from runtime.prompt_syntax import shortened
 from runtime.result import Result
 from runtime.source_image import MAX_BYTES, MAX_PIXELS, reading
+from runtime.text_to_image import TextToImage
 
 SAME_DB = 50.0  # from here on two pictures differ by rounding alone
 MAX_METADATA = 2**20  # characters
@@ -47,6 +51,7 @@ class Carried:
         low_memory: whether large pictures were decoded in tiles.
         condition: prompts or label.
         settings: arguments of a pipeline's call.
+        embeddings: the learned words in the prompts, as ``TextToImage.learned`` has them.
         plan_sha256, image_sha256: of a plan and a picture to begin at that were given, or None.
     """
 
@@ -56,6 +61,7 @@ class Carried:
     low_memory: bool
     condition: Any
     settings: Mapping[str, Any]
+    embeddings: Sequence[Mapping[str, Any]]
     plan_sha256: str | None
     image_sha256: str | None
 
@@ -66,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="a bundle's folder or name, instead of the name that the picture carries")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture it began at, if it began at one")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="the plan it was drawn by, if it was given one")
+    add_embedding_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, help="keep the new picture")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     parser.add_argument(
@@ -77,7 +84,8 @@ def replay(arguments: argparse.Namespace) -> int:
     """Draw again and compare; the exit status is 0 if the pictures are the same but for rounding, and else 1."""
     carried = read_carried(arguments.picture)
     model = carried_bundle(carried.bundle) if arguments.model is None else arguments.model
-    pipeline = load(model, arguments.provider, low_memory=carried.low_memory)
+    learned = embedding_settings(arguments)
+    pipeline = load(model, arguments.provider, low_memory=carried.low_memory, embeddings=learned)
     if arguments.model is None and pipeline.bundle.sha256 != carried.bundle_sha256:
         raise RequestError(
             f"{arguments.picture} was drawn by another {carried.bundle} than the one here (its manifest has another "
@@ -107,9 +115,10 @@ def draw_again(pipeline: Pipeline, carried: Carried, arguments: argparse.Namespa
     """The picture once more.
 
     Raises:
-        RequestError: a plan or a picture to begin at is missing, or another.
+        RequestError: a plan, a picture to begin at or a learned word is missing, or another.
     """
     settings = dict(carried.settings)
+    check_embeddings(pipeline, carried, arguments.picture)
     if carried.plan_sha256 is not None:
         plan = read_plan(needed(arguments.plan, "was drawn by a plan that was given; give it with --plan"))
         if plan_sha256(plan) != carried.plan_sha256:
@@ -122,6 +131,27 @@ def draw_again(pipeline: Pipeline, carried: Carried, arguments: argparse.Namespa
     if result.metadata.get("image_sha256") != carried.image_sha256:
         raise RequestError(f"{arguments.image} is not the picture that {arguments.picture} began at")
     return result
+
+
+def check_embeddings(pipeline: Pipeline, carried: Carried, picture: Path) -> None:
+    """Refuse to draw with other learned words than the picture's, or without them.
+
+    Raises:
+        RequestError: with both, by name and the begin of their files' SHA-256.
+    """
+    here: Sequence[Mapping[str, Any]] = ()
+    if isinstance(pipeline, TextToImage) and isinstance(carried.condition, str):
+        here = pipeline.learned([carried.condition, carried.settings["negative_prompt"]]).get("embeddings", ())
+    if [each["sha256"] for each in here] != [each["sha256"] for each in carried.embeddings]:
+        raise RequestError(
+            f"{picture} was drawn with {told(carried.embeddings)}, and now it would be with {told(here)}; "
+            "give the same files with --embedding"
+        )
+
+
+def told(embeddings: Sequence[Mapping[str, Any]]) -> str:
+    words = (f"{shortened(each['name'])} ({shortened(each['sha256'])[:12]})" for each in embeddings)
+    return shortened(", ".join(words)) or "no learned word"
 
 
 def needed(path: Path | None, why: str) -> Path:
@@ -182,6 +212,7 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
         "rng": fields.take("rng", str),
         "seed": fields.count("seed", least=0, most=2**64 - 1),
     }
+    embeddings = fields.objects("embeddings", embedding) if "embeddings" in fields.left else []
     if "class_label" in fields.left:
         condition = fields.count("class_label", least=0)
     else:
@@ -190,7 +221,13 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
         settings |= {"negative_prompt": text["negative_prompt"]}
         settings |= {name: fields.count(name, least=0) for name in OF_TEXT[2:]}
     fields.finish()
-    return Carried(pixels, bundle, sha256, low_memory, condition, settings, **given)
+    return Carried(pixels, bundle, sha256, low_memory, condition, settings, embeddings, **given)
+
+
+def embedding(fields: Fields) -> dict[str, Any]:
+    """What a picture says of a learned word."""
+    name, sha256 = fields.take("name", str), fields.take("sha256", str)
+    return {"name": name, "sha256": sha256, "vectors": fields.count("vectors")}
 
 
 def plan_options(fields: Fields) -> dict[str, Any]:

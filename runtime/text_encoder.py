@@ -13,15 +13,18 @@ from runtime.session import Array, Session, as_inputs
 Float32 = npt.NDArray[np.float32]
 
 
-def encode_chunks(encoder: Session, chunks: Sequence[Chunk], clip_skip: int, embedding_dim: int) -> Float32:
-    """Chunks of a prompt as encoder_hidden_states, float32 (1, chunks · max_length, embedding_dim).
+def encode_chunks(encoder: Session, chunks: Sequence[Chunk], clip_skip: int) -> Float32:
+    """Chunks of a prompt as encoder_hidden_states, float32 (1, chunks · max_length, D).
 
     Each is read by itself, so that what it becomes depends on nothing else.
     """
-    extra = np.zeros((1, embedding_dim), np.float32)
     read = []
     for chunk in chunks:
-        inputs: dict[str, Array] = {"input_ids": chunk.ids, "extra_embeddings": extra, "clip_skip": np.array(clip_skip)}
+        inputs: dict[str, Array] = {
+            "input_ids": chunk.ids,
+            "extra_embeddings": chunk.extra_embeddings,
+            "clip_skip": np.array(clip_skip),
+        }
         read.append(weighted(encoder.run(**as_inputs(encoder, inputs))["last_hidden_state"], chunk.weights))
     return np.concatenate(read, axis=1)
 

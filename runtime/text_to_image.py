@@ -6,7 +6,7 @@ Shapes: B images, L tokens, D width of the text embeddings, C h w one image's la
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from runtime.bundle import Bundle, Latents, TextConditioning
+from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.limits import check_whole
@@ -58,9 +59,10 @@ class TextToImage(Pipeline):
         conditioning: TextConditioning,
         latents: Latents,
         tiles: Tiling | None = None,
+        embeddings: Embeddings | None = None,
     ) -> None:
         super().__init__(bundle, networks, provider_reason)
-        self.conditioning, self.latents, self.tiles = conditioning, latents, tiles
+        self.conditioning, self.latents, self.tiles, self.embeddings = conditioning, latents, tiles, embeddings
         if len(bundle.unet_input) > 1:
             names = ", ".join(name for name, _ in bundle.unet_input)
             raise RequestError(
@@ -154,7 +156,24 @@ class TextToImage(Pipeline):
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
         """Read when it is first needed."""
-        return PromptTokenizer(self.bundle, self.conditioning)
+        return PromptTokenizer(self.bundle, self.conditioning, self.embeddings)
+
+    def with_embeddings(self, embeddings: EmbeddingInput) -> TextToImage:
+        """A pipeline whose prompts may name learned words (textual inversion); this one stays as it is.
+
+        Both share their graphs, so it costs nothing, and other threads may be drawing.
+
+        Args:
+            embeddings: a file or a folder, a mapping from names to files, or a sequence of files, folders and pairs
+                (name, file), instead of those that there were. See ``docs/prompts.md`` for names and kinds of files.
+
+        Raises:
+            RequestError: a file is missing, damaged, or none of an embedding; one is for another model, or called like
+                another; or the text encoder takes none.
+        """
+        opened = open_embeddings(embeddings, self.bundle, self.conditioning)
+        shared = self.bundle, self.networks, self.provider_reason, self.conditioning, self.latents, self.tiles
+        return TextToImage(*shared, opened)
 
     def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int, guided: bool = True) -> list[Group]:
         """What the U-Net is told of prompts and their negatives: encoder_hidden_states float32 (B, L, D).
@@ -165,15 +184,15 @@ class TextToImage(Pipeline):
         Raises:
             RequestError: one is not text, or longer than a million characters.
         """
-        encoder, dim = self.networks.session("text_encoder"), self.conditioning.embedding_dim
+        encoder = self.networks.session("text_encoder")
         keys = PROMPTS if guided else PROMPTS[:1]
         texts = dict.fromkeys(each[key] for each in conditions for key in keys)
-        encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip, dim) for text in texts}
+        encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip) for text in texts}
         groups: dict[int, list[int]] = {}
         for k, each in enumerate(conditions):
             groups.setdefault(max(encoded[each[key]].shape[1] for key in keys), []).append(k)
         if len({states.shape[1] for states in encoded.values()}) > 1:
-            encoded[""] = encode_chunks(encoder, self.tokenizer.chunks(""), clip_skip, dim)
+            encoded[""] = encode_chunks(encoder, self.tokenizer.chunks(""), clip_skip)
 
         def told(images: list[int], key: str, length: int) -> dict[str, Array]:
             states = [followed_by(encoded[conditions[k][key]], encoded.get(""), length) for k in images]
@@ -238,11 +257,12 @@ class TextToImage(Pipeline):
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-    ) -> tuple[dict[str, str], ...]:
-        """Prompt and negative prompt of every image; the arguments are those of a call.
+    ) -> tuple[dict[str, Any], ...]:
+        """Prompt, negative prompt and the learned words in them for every image; the arguments are those of a call.
 
         Raises:
-            RequestError: no prompt, one that is no text, another number of negative prompts, or no images.
+            RequestError: no prompt, one that is no text, another number of negative prompts, or no images; or a learned
+                word's file cannot be read, or is for another model.
         """
         prompts, negatives = texts(prompt), texts("" if negative_prompt is None else negative_prompt)
         if not prompts:
@@ -252,8 +272,14 @@ class TextToImage(Pipeline):
         if len(prompts) != len(negatives):
             raise RequestError(f"{len(prompts)} prompts have {len(negatives)} negative prompts; give one, or as many")
         check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
-        pairs = ({"prompt": p, "negative_prompt": n} for p, n in zip(prompts, negatives, strict=True))
-        return tuple(pair for pair in pairs for _ in range(num_images_per_prompt))
+        pairs = [dict(zip(PROMPTS, pair, strict=True)) for pair in zip(prompts, negatives, strict=True)]
+        told = [pair | self.learned(pair.values()) for pair in pairs]
+        return tuple(each for each in told for _ in range(num_images_per_prompt))
+
+    def learned(self, prompts: Iterable[str]) -> dict[str, Any]:
+        """What an image's conditions say of the learned words in its prompts: nothing where there are none."""
+        found = [] if self.embeddings is None else self.embeddings.described(prompts)
+        return {"embeddings": found} if found else {}
 
     def check_size(self, width: int | None, height: int | None, image: Image | None = None) -> tuple[int, int]:
         """Width and height, what was not said filled in: from the image to begin at, or by default.

@@ -320,6 +320,8 @@ def test_clip_skip_and_learned_embeddings_are_refused(folder: Path) -> None:
     for extra, skip, message in ((none, 1, "clip_skip is 1"), (learned, 0, "learned embeddings do not go into")):
         with pytest.raises(DiffusionError, match=message):
             encoder.run(input_ids=ids, extra_embeddings=extra, clip_skip=np.array(skip))
+    with pytest.raises(RequestError, match="its text encoder takes no learned words; leave out the embeddings"):
+        load(folder, "cpu", embeddings="word.pt")
     unet = Session(bundle, bundle.graph("unet"))
     sample, states = np.zeros((2, 4, 2, 2), np.float32), np.zeros((2, 3, 2), np.float32)
     with pytest.raises(RequestError, match="takes one timestep for the whole batch"):
