@@ -117,6 +117,16 @@ def test_pictures(tmp_path: Path) -> None:
     assert (found.name, found.token) == ("x", "inner")
 
 
+@pytest.mark.parametrize("key", ["a\nb", "\ud83d", "x" * 10**6, "\0"])
+def test_names_are_one_line_of_text(tmp_path: Path, key: str) -> None:
+    torch.save({key: VECTORS}, tmp_path / "x.bin")
+    token = read_embedding(tmp_path / "x.bin").token or ""
+    assert token.encode() is not None
+    assert "\n" not in token
+    torch.save({key: VECTORS, "y": VECTORS}, tmp_path / "x.bin")
+    assert "it holds 2 tensors" in refused(tmp_path / "x.bin")
+
+
 def test_a_name_that_is_given_is_the_only_one(tmp_path: Path) -> None:
     torch.save({"<cat-toy>": VECTORS}, tmp_path / "x.bin")
     found = read_embedding(tmp_path / "x.bin", "mine")

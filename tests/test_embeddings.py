@@ -4,6 +4,7 @@ nothing else changes, and that a picture says which they were and can be drawn a
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_text_bundle as tiny
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -133,6 +134,41 @@ def test_chunks_are_those_of_the_rule(kinds: list[int], room: int) -> None:
     assert [len(chunk) for chunk in divided(tokens, room, comma, lengths)] == expected
 
 
+SYNTAX = [
+    "my-style",
+    "<toy>",
+    "a red",
+    "(",
+    ")",
+    "[",
+    "]",
+    ":1.2",
+    ":",
+    "|",
+    "BREAK",
+    "AND",
+    "<x>",
+    "embedding:",
+    "\\",
+    " ",
+]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.sampled_from(SYNTAX), st.text(max_size=5)), max_size=40).map("".join))
+def test_whatever_is_typed_words_stay_whole(pipeline: TextToImage, prompt: str) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        chunks = pipeline.tokenizer.chunks(prompt)
+    known = [row.tolist() for row in (*STYLE, *TOY)]
+    for chunk in chunks:
+        assert chunk.ids.shape == (1, tiny.MAX_LENGTH)
+        learned = [(at, each - tiny.VOCAB_SIZE) for at, each in enumerate(chunk.ids[0]) if each >= tiny.VOCAB_SIZE]
+        vectors = [known.index(chunk.extra_embeddings[row].tolist()) for _, row in learned]
+        assert [at + 1 for (at, _), k in zip(learned, vectors, strict=True) if k == 0] == [
+            at for (at, _), k in zip(learned, vectors, strict=True) if k == 1
+        ]
+
+
 NAMES = ("cat", "cat style", "<cat-toy>", "bad-hands-5", "été", "foo (1)", "<s0>", "<s1>")
 FIT = Fit("tiny", 2, 6)
 
@@ -245,9 +281,21 @@ def test_of_files_called_alike_the_best_is_taken(folder: Path, tmp_path: Path) -
     info = PngInfo()
     info.add_text("sd-ti-embedding", "eyB9")
     Image.new("RGB", (8, 8)).save(tmp_path / "x.preview.png", pnginfo=info)
+    os.mkfifo(tmp_path / "a.png")  # nobody will write into it
     shared = load(folder, "cpu", embeddings=tmp_path)
     assert isinstance(shared, TextToImage)
     np.testing.assert_array_equal(states(shared, "x"), rows(TOY))
+
+
+def test_files_that_diffusers_calls_alike_have_their_tokens(folder: Path, tmp_path: Path) -> None:
+    files = []
+    for token, vectors in (("<one>", TOY), ("<two>", STYLE)):
+        (tmp_path / token).mkdir()
+        files.append(tmp_path / token / "learned_embeds.safetensors")
+        save_file({token: vectors}, files[-1])
+    shared = load(folder, "cpu", embeddings=files)
+    assert isinstance(shared, TextToImage)
+    np.testing.assert_array_equal(states(shared, "<two> a <one>"), rows(STYLE, "a", TOY))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Model:
             text_encoder=reference_models.reference_text_encoder(self.config.text_encoder, parts["text_encoder"]),
             tokenizer=CLIPTokenizer(tokenizer_file=str(TOKENIZER_FILE), model_max_length=77, **special),
             unet=reference_models.reference_unet(self.config.unet, parts["unet"]),
-            scheduler=DDIMScheduler(),
+            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

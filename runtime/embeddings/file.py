@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import unicodedata
 import warnings
@@ -35,9 +36,11 @@ PICTURES = (".png", ".webp")
 # Of two files that are called alike, the first.
 SUFFIXES = (".safetensors", ".pt", ".bin", *PICTURES)
 MAX_BYTES = 64 * 2**20
+MAX_NAME = 200  # characters
 PICTURE_KEY = "sd-ti-embedding"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PARAMETERS = "string_to_param"
+NAMELESS = "learned_embeds"  # diffusers calls every file so
 NOT_TOKENS = ("emb_params", "*", "clip_l")  # names of a single tensor that nobody types
 SDXL = {"clip_l", "clip_g"}
 
@@ -75,25 +78,28 @@ def read_embedding(path: Path, name: str | None = None) -> Embedding:
     data = read_bytes(path)
     try:
         if suffix in PICTURES:
-            token, vectors = picture_content(path)
+            token, vectors = picture_content(data, str(path))
         elif suffix == ".safetensors":
-            token, vectors = content_of(safetensors_content(data), str(path))
+            token, vectors = content_of(safetensors_content(data))
         else:
-            token, vectors = pickled_content(data, str(path))
+            token, vectors = pickled_content(data)
     except UnreadableError as error:
         raise RequestError(f"{path} cannot be read as an embedding: {error}") from error
     check_vectors(vectors, str(path))
     sha256 = hashlib.sha256(data).hexdigest()
     vectors = np.atleast_2d(vectors)
     vectors.flags.writeable = False  # threads share it
+    if token and name is None and path.stem.startswith(NAMELESS):
+        name = token
     if name is not None:
         return Embedding(plain(name), vectors, sha256)
     return Embedding(plain(path.stem), vectors, sha256, token and plain(token))
 
 
 def plain(name: str) -> str:
-    """A name in the form in which prompts are compared: some systems take the accents of file names apart."""
-    return unicodedata.normalize("NFC", name).strip()
+    """A name as text of one line, with accents as prompts have them: some systems take those of file names apart."""
+    text = name.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no text
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -121,19 +127,19 @@ def safetensors_content(data: bytes) -> dict[str, Float32]:
     }
 
 
-def pickled_content(data: bytes, where: str) -> tuple[str | None, Float32]:
+def pickled_content(data: bytes) -> tuple[str | None, Float32]:
     file = read_torch(data)
     if isinstance(file.content, Tensor):
         return None, file.numbers(file.content)
-    token, tensor = content_of(file.content, where)
+    token, tensor = content_of(file.content)
     if not isinstance(tensor, Tensor):
         raise UnreadableError("it holds no tensor where one belongs")
     return token, file.numbers(tensor)
 
 
-def picture_content(path: Path) -> tuple[str | None, Float32]:
+def picture_content(data: bytes, where: str) -> tuple[str | None, Float32]:
     """What a picture's text says; its pixels are not decoded."""
-    text = picture_text(path)
+    text = picture_text(io.BytesIO(data), where)
     if text is None:
         raise UnreadableError(
             f"it has no text {PICTURE_KEY}; one hidden in the pixels is not read, give the .pt it is of"
@@ -142,22 +148,21 @@ def picture_content(path: Path) -> tuple[str | None, Float32]:
         content = json.loads(base64.b64decode(text, validate=True), object_hook=array_or_object)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UnreadableError(f"its text {PICTURE_KEY} is damaged ({one_line(error)})") from error
-    _, vectors = content_of(content, str(path))
+    _, vectors = content_of(content)
     if not isinstance(vectors, np.ndarray):
         raise UnreadableError("it holds no tensor where one belongs")
-    name = content.get("name")
-    return name if isinstance(name, str) else None, vectors
+    return token_of(content.get("name")), vectors
 
 
-def picture_text(path: Path) -> str | None:
+def picture_text(file: Path | io.BytesIO, where: str) -> str | None:
     """What a picture's text has of an embedding.
 
     Raises:
         RequestError: it is no picture.
     """
-    with reading(str(path)), warnings.catch_warnings():
+    with reading(where), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a claim of pixels that nobody decodes
-        with Image.open(path, formats=("PNG", "WEBP")) as picture:
+        with Image.open(file, formats=("PNG", "WEBP")) as picture:
             text = picture.info.get(PICTURE_KEY)
     return text if isinstance(text, str) else None
 
@@ -165,7 +170,7 @@ def picture_text(path: Path) -> str | None:
 def carries_embedding(path: Path) -> bool:
     """Whether a picture's text has an embedding; a broken picture has none."""
     try:
-        return picture_text(path) is not None
+        return picture_text(path, str(path)) is not None
     except RequestError:
         return False
 
@@ -175,8 +180,10 @@ def array_or_object(value: dict[str, Any]) -> Any:
         return np.array(value["TORCHTENSOR"], np.float32) if "TORCHTENSOR" in value else value
 
 
-def content_of(content: Any, where: str) -> tuple[str | None, Any]:
+def content_of(content: Any) -> tuple[str | None, Any]:
     """The token, if there is one to be typed, and the tensor, by the layout of what holds them.
+
+    A tensor is a claim, an array, or whatever a damaged file has in its place.
 
     Raises:
         UnreadableError: no layout that is known.
@@ -193,10 +200,15 @@ def content_of(content: Any, where: str) -> tuple[str | None, Any]:
         return None, *held.values()
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor | np.ndarray)}
     if len(tensors) != 1:
-        names = ", ".join(str(name)[:20] for name in list(content)[:5]) or "it is empty"
+        names = ", ".join(plain(str(name)[:20]) for name in list(content)[:5]) or "it is empty"
         raise UnreadableError(f"it holds {len(tensors)} tensors ({names}), and not one under a token's name")
     ((name, tensor),) = tensors.items()
-    return (None if name in NOT_TOKENS or not isinstance(name, str) else name), tensor
+    return token_of(name), tensor
+
+
+def token_of(name: object) -> str | None:
+    """What a file calls its word, if anybody could type that."""
+    return name if isinstance(name, str) and name not in NOT_TOKENS and len(name) <= MAX_NAME else None
 
 
 def check_vectors(vectors: Float32, where: str) -> None:

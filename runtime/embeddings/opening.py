@@ -108,7 +108,8 @@ def files_of(folder: Path) -> list[Path]:
             raise RequestError(f"{folder} has more than {MAX_FILES} files in and below it; name a folder of embeddings")
         found += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     found.sort(key=lambda path: (path.stem, SUFFIXES.index(path.suffix.lower()), path))
-    return [path for path in found if path.suffix.lower() not in PICTURES or is_embedding(path)]
+    files = filter(Path.is_file, found)  # a pipe would be waited for
+    return [path for path in files if path.suffix.lower() not in PICTURES or is_embedding(path)]
 
 
 def is_embedding(picture: Path) -> bool:
