@@ -206,7 +206,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is no file" in refused(tmp_path / "y.pt")
     with (tmp_path / "big.pt").open("wb") as stream:
         stream.truncate(2**27)
-    assert "an embedding has at most 67108864" in refused(tmp_path / "big.pt")
+    assert "an embedding has at most 16777216" in refused(tmp_path / "big.pt")
 
 
 class Call:

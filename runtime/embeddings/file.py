@@ -35,7 +35,7 @@ Float32 = npt.NDArray[np.float32]
 PICTURES = (".png", ".webp")
 # Of two files that are called alike, the first.
 SUFFIXES = (".safetensors", ".pt", ".bin", *PICTURES)
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20  # of vectors it is a megabyte at most; pictures and leftovers of training are larger
 MAX_NAME = 200  # characters
 PICTURE_KEY = "sd-ti-embedding"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
