@@ -14,7 +14,13 @@ Float32 = npt.NDArray[np.float32]
 
 
 def first_sample(plan: Plan, noise: Float32, original_sample: Float32 | None) -> Float32:
-    """x_0 of a batch, float32 (B, C, H, W), from its noise, and the image (C, H, W) to begin at if there is one."""
+    """x_0 of a batch, float32 (B, C, H, W), from its noise and what it begins at.
+
+    Args:
+        plan: says how much there is of each.
+        noise: draw 0 of every image, float32 (B, C, H, W).
+        original_sample: (C, H, W) for all images, (B, C, H, W) for each its own, or None.
+    """
     drawn = noise.astype(np.float64)
     if original_sample is None:
         return (plan.initial_scale * drawn).astype(np.float32)

@@ -10,14 +10,17 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from runtime.bundle import Bundle, ClassConditioning, Pixels
+from runtime.conditioning import Conditioning
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.networks import Networks
-from runtime.pipeline import Conditioning, Float32, Pipeline, Request
+from runtime.pipeline import Float32, Pipeline, Request
 from runtime.recipe import Recipe
 from runtime.result import Result
+from runtime.second_pass import take_upscale
 from runtime.source_image import ImageInput, fit, open_image, to_sample
 from runtime.steps import Progress, Rows
+from runtime.variation import noise_of
 
 Int64 = npt.NDArray[np.int64]
 
@@ -55,20 +58,24 @@ class ClassToImage(Pipeline):
             width, height: pixels; a model of pixels has but one size.
             image: to begin at instead of noise alone, see ``open_image``; ``strength`` in ``settings`` says how much
                 of it changes, from 0 to 1 (default 0.8).
-            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 32) and plan, as
-                ``Pipeline.settings`` takes them, and options of the sampler.
+            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 32), variation_seed,
+                variation_strength and plan, as ``Pipeline.settings`` takes them, and options of the sampler.
 
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
-        conditions = self.conditions(class_labels)
+        labels = self.conditions(class_labels)
         recipe = self.recipe(width=width, height=height, image=image, **settings)
+        conditions = recipe.settings.varied(labels)
         return recipe, conditions, recipe.settings.seeds(len(conditions))
 
     def recipe(
         self, *, width: int | None = None, height: int | None = None, image: ImageInput | None = None, **settings: Any
     ) -> Recipe:
         """How images are made; the arguments are those of a call."""
+        upscale, settings = take_upscale(settings)
+        if upscale is not None:
+            raise RequestError(f"{self.bundle.name} draws pixels of one size; leave out upscale {upscale.factor:g}")
         opened = None if image is None else open_image(image)
         size = self.check_size(width, height, opened)
         chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
@@ -86,7 +93,8 @@ class ClassToImage(Pipeline):
         labels = np.array([each["class_label"] for each in conditions], np.int64)
         original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
         told = self.encode(labels)
-        sample = yield from self.sample(told, recipe.settings, seeds, recipe.shape, progress, original)
+        noises = [noise_of(seed, each) for seed, each in zip(seeds, conditions, strict=True)]
+        sample = yield from self.sample(told, recipe.settings, noises, recipe.shape, progress, original)
         return Result(to_uint8(sample), sample, tuple(seeds), tuple(conditions), recipe.metadata)
 
     def preview(self, pred_original_sample: Float32) -> UInt8:

@@ -25,7 +25,9 @@ from runtime.plan_arguments import add_plan_arguments, plan_settings
 from runtime.progress import ProgressBar, announced
 from runtime.prompts_command import draw_prompts
 from runtime.result import Result, image_paths
+from runtime.second_pass import enlarged_size
 from runtime.source_image import open_image
+from runtime.variation_arguments import add_variation_arguments, variation_settings
 
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 ARRAYS = ".npz"
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", type=Path, metavar="FILE", help="begin at this picture instead of noise alone")
     group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8)")
     add_embedding_arguments(parser)
+    add_variation_arguments(parser)
     add_plan_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help=OUTPUT)
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
@@ -174,33 +177,41 @@ def draw_words(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
     wanted, settings = what_to_draw(arguments, pipeline)
     total = len(wanted) * arguments.count
     columns = arguments.count if len(wanted) > 1 else math.ceil(math.sqrt(total))
-    settings |= image_settings(arguments)
-    size = pipeline.check_size(settings.get("width"), settings.get("height"), settings.get("image"))
+    settings |= image_settings(arguments) | variation_settings(arguments) | plan_settings(arguments)
+    size = last_size(pipeline, settings)
+    settings |= {name: getattr(arguments, name) for name in ("guidance_scale", "seed", "rng", "batch_size")}
     paths = check_output(arguments, total, columns, *size)
-    settings |= plan_settings(arguments)
     print(pipeline.provider_reason, flush=True)
     if "num_images_per_prompt" not in settings:
         wanted = np.repeat(wanted, arguments.count).tolist()
 
     with announced(sys.stderr), ProgressBar(sys.stderr) as progress:
-        result = pipeline(
-            wanted,
-            guidance_scale=arguments.guidance_scale,
-            seed=arguments.seed,
-            rng=arguments.rng,
-            batch_size=arguments.batch_size,
-            progress=progress,
-            **settings,
-        )
+        result = pipeline(wanted, progress=progress, **settings)
     if arguments.output.suffix.lower() == ARRAYS:
         save_arrays(result, arguments.output)
     elif arguments.grid:
         result.save_grid(arguments.output, columns, arguments.overwrite)
     else:
         result.save(arguments.output, arguments.overwrite)
-    where = f"{paths[0]} to {paths[-1].name}" if len(paths) > 1 else paths[0]
-    print("; ".join([f"{where}: {total} of {describe(pipeline, result)}", *pipeline.networks.fallbacks.values()]))
+    say(pipeline, result, f"{paths[0]} to {paths[-1].name}" if len(paths) > 1 else paths[0], str(total))
     return 0
+
+
+def last_size(pipeline: Pipeline, settings: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of a finished picture, in pixels.
+
+    Raises:
+        RequestError: the model draws no such size.
+    """
+    size = pipeline.check_size(settings.get("width"), settings.get("height"), settings.get("image"))
+    if "upscale" not in settings or pipeline.bundle.latents is None:
+        return size
+    return enlarged_size(*size, settings["upscale"], pipeline.bundle.latents.factor)
+
+
+def say(pipeline: Pipeline, result: Result, where: str | Path, what: str) -> None:
+    """In one line what was drawn and how, and which files of the model were not to be used."""
+    print("; ".join([f"{where}: {what} of {describe(pipeline, result)}", *pipeline.networks.fallbacks.values()]))
 
 
 def describe(pipeline: Pipeline, result: Result) -> str:

@@ -1,7 +1,8 @@
 """A list of prompts or labels to a folder of pictures, which a run that was stopped continues.
 
 Picture k of a list, counted over all its lines, has the list's seed + k where its line names none, as image k of any
-request has. The list's seed is kept in the index, so that a list that is continued gives the same pictures.
+request has; variations that one line asks for share the seed of its first picture. The list's seed is kept in the
+index, so that a list that is continued gives the same pictures.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Picture:
         entry: the line that asks for it.
         settings: how it is made, as arguments of ``Pipeline.recipe``; the same object for all that are made alike.
         recipe: what the pipeline makes of them, but for an image to begin at, of which there may be thousands.
-        condition: what it shows.
+        condition: what it shows, and which seed it varies towards.
+        place: how far its seed is from the list's.
         seed: its own; None until the list's is known.
     """
 
@@ -55,6 +57,7 @@ class Picture:
     settings: Mapping[str, Any]
     recipe: Recipe
     condition: Mapping[str, Any]
+    place: int
     seed: int | None
 
     def record(self, name: str) -> Record:
@@ -140,11 +143,16 @@ def pictures(pipeline: Pipeline, entries: Iterable[Entry], defaults: Mapping[str
             check_whole("count", count, least=1, most=MAX_PICTURES)
             conditions = conditions_of(pipeline, values, count)
             made = recipe_of(pipeline, values, known)
-            seeds = [None if seed is None else image_seed(seed, k) for k in range(len(conditions))]
+            settings = made[1].settings
+            places = [0 if settings.variation else k for k in range(len(conditions))]
+            seeds = [None if seed is None else image_seed(seed, place) for place in places]
         except RequestError as error:
             raise RequestError(f"{entry.where}: {one_line(error)}") from error
-        alike = zip(conditions, seeds, strict=True)
-        found += [Picture(number, entry, *made, *each) for number, each in enumerate(alike, len(found) + 1)]
+        before, alike = len(found), zip(settings.varied(conditions), places, seeds, strict=True)
+        found += [
+            Picture(before + k, entry, *made, condition, before + place, seed)
+            for k, (condition, place, seed) in enumerate(alike, 1)
+        ]
         if len(found) > MAX_PICTURES:
             raise RequestError(f"{entry.where}: the list asks for more than {MAX_PICTURES} pictures; divide it")
     return found
@@ -181,7 +189,7 @@ def recipe_of(
 
 def with_seed(picture: Picture, seed: int) -> Picture:
     """A picture whose seed, unless its line names one, follows from the list's."""
-    return picture if picture.seed is not None else replace(picture, seed=image_seed(seed, picture.number - 1))
+    return picture if picture.seed is not None else replace(picture, seed=image_seed(seed, picture.place))
 
 
 def name_of(pipeline: Pipeline, picture: Picture) -> str:

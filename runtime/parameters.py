@@ -9,6 +9,7 @@ from typing import Any
 from runtime.samplers import KNOWN_AS
 
 HASH_DIGITS, EMBEDDING_HASH_DIGITS = 10, 12
+UPSCALERS = {"latents": "Latent", "pixels": "Lanczos"}
 
 
 def parameters(metadata: Mapping[str, Any]) -> str | None:
@@ -20,6 +21,7 @@ def parameters(metadata: Mapping[str, Any]) -> str | None:
     if "prompt" not in metadata:
         return None
     options = metadata["options"]
+    strength = options.get("strength", metadata.get("upscale_strength"))
     facts = {
         "Steps": metadata["num_inference_steps"],
         "Sampler": KNOWN_AS.get(metadata["sampler"], metadata["sampler"]),
@@ -30,7 +32,12 @@ def parameters(metadata: Mapping[str, Any]) -> str | None:
         "Model hash": (metadata["bundle_sha256"] or "")[:HASH_DIGITS] or None,
         "Model": metadata["bundle"],
         "Clip skip": metadata["clip_skip"] + 1 if metadata["clip_skip"] else None,  # they count the last layer, too
-        "Denoising strength": options.get("strength"),
+        "Variation seed": metadata.get("variation_seed"),
+        "Variation seed strength": metadata.get("variation_strength"),
+        "Denoising strength": strength,
+        "Hires upscale": metadata.get("upscale"),
+        "Hires steps": metadata.get("upscale_steps"),
+        "Hires upscaler": UPSCALERS.get(metadata.get("upscale_by", "")),
         "TI hashes": embedding_hashes(metadata),
     }
     lines = [metadata["prompt"]]

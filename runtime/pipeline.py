@@ -13,7 +13,6 @@ import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,41 +23,24 @@ from PIL.Image import Image
 from runtime.arithmetic import clip_original, combine, first_sample, guided
 from runtime.bundle import Bundle
 from runtime.cancel import CancelToken, check_limits, stoppable
+from runtime.conditioning import Conditioning
 from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.image import UInt8
 from runtime.limits import check_whole, is_finite_number
 from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
-from runtime.noise import GENERATORS, draw_each, image_seed, noise_generator
+from runtime.noise import GENERATORS, draw_each, image_seed
 from runtime.plan import Plan
 from runtime.recipe import Recipe, Settings, with_strength
 from runtime.result import Result
 from runtime.session import Array, Session, as_inputs
 from runtime.steps import Progress, Row, Rows, Step, finished, steps
+from runtime.variation import Noise, generator_of, variation_of
 
 Float32 = npt.NDArray[np.float32]
 
 HISTORY = 4  # samples and outputs that a row may look back on, its own included
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """The U-Net's inputs beside sample and timestep, by name: with the condition and without. B rows each."""
-
-    cond: Mapping[str, Array]
-    uncond: Mapping[str, Array]
-
-    def __getitem__(self, rows: slice) -> Conditioning:
-        """Those of some of the images."""
-        return Conditioning(
-            {name: value[rows] for name, value in self.cond.items()},
-            {name: value[rows] for name, value in self.uncond.items()},
-        )
-
-    def both(self) -> dict[str, Array]:
-        """One after the other in one batch, without the condition first."""
-        return {name: np.concatenate([self.uncond[name], self.cond[name]]) for name in self.cond}
 
 
 Request = tuple[Recipe, Sequence[Mapping[str, Any]], Sequence[int]]
@@ -183,6 +165,8 @@ class Pipeline(ABC):
         seed: int | None = None,
         rng: str = "philox",
         batch_size: int | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float | None = None,
         from_image: bool = False,
         **plan_options: Any,
     ) -> Settings:
@@ -196,6 +180,8 @@ class Pipeline(ABC):
             seed: of the first image; image k has seed + k. Without it one is drawn.
             rng: "philox" or "torch".
             batch_size: images evaluated together. It changes time and memory, never a picture.
+            variation_seed, variation_strength: draw 0 of image k lies between that of the seed, then the same for all
+                images, and that of variation_seed + k, see ``slerp``; strength 0 is off.
             from_image: whether there is an image to begin at. Then ``strength`` is among the options, the share of the
                 steps that are taken; without it, and without a plan, 0.8. With 0 the image is only encoded and decoded.
 
@@ -210,9 +196,10 @@ class Pipeline(ABC):
         seed = secrets.randbelow(2**32) if seed is None else image_seed(seed, 0)
         batch_size = default_batch_size if batch_size is None else batch_size
         check_whole("batch_size", batch_size, least=1)
+        variation = variation_of(variation_seed, variation_strength)
         self.check(plan, guidance, rng, from_image)
         sha256 = None if given is None else plan_sha256(given)
-        return Settings(plan, guidance, seed, rng, batch_size, sha256, untouched)
+        return Settings(plan, guidance, seed, rng, batch_size, sha256, untouched, variation)
 
     def check(self, plan: Plan, guidance_scale: float, rng: str, from_image: bool = False) -> None:
         """Refuse what cannot be sampled, before anything is.
@@ -232,14 +219,14 @@ class Pipeline(ABC):
         self,
         conditioning: Conditioning,
         settings: Settings,
-        seeds: Sequence[int],
+        seeds: Sequence[Noise],
         shape: tuple[int, ...],
         progress: Progress | None = None,
         original_sample: Float32 | None = None,
     ) -> Rows[Float32]:
         """The last x of each image, float32 (images, C, H, W), drawn in batches; the arguments are ``walk``'s."""
         if settings.untouched and original_sample is not None:
-            return np.repeat(original_sample[None], len(seeds), axis=0)
+            return np.broadcast_to(original_sample, (len(seeds), *shape)).copy()
         sample = np.empty((len(seeds), *shape), np.float32)
         rows = len(settings.plan) * -(-len(seeds) // settings.batch_size)
         done = 0
@@ -247,7 +234,10 @@ class Pipeline(ABC):
             chosen = slice(begin, begin + settings.batch_size)
             sampler = settings.plan, settings.guidance_scale, seeds[chosen], settings.rng
             own = list(range(len(seeds))[chosen])
-            for row in self.walk(conditioning[chosen], *sampler, shape, original_sample):
+            begun = original_sample
+            if begun is not None and begun.ndim > len(shape):
+                begun = begun[chosen]
+            for row in self.walk(conditioning[chosen], *sampler, shape, begun):
                 sample[chosen] = row.sample
                 done += 1
                 if progress:
@@ -260,7 +250,7 @@ class Pipeline(ABC):
         conditioning: Conditioning,
         plan: Plan,
         guidance_scale: float,
-        seeds: Sequence[int],
+        seeds: Sequence[Noise],
         rng: str,
         shape: tuple[int, ...],
         original_sample: Float32 | None = None,
@@ -271,18 +261,18 @@ class Pipeline(ABC):
             conditioning: the U-Net's other inputs, B rows.
             plan: the compiled sampler.
             guidance_scale: s in uncond + s · (cond - uncond).
-            seeds: one for each image, (B,).
+            seeds: one for each image, (B,), or noise between those of two.
             rng: "philox" or "torch".
             shape: of one sample, (C, H, W).
-            original_sample: where to begin instead of at noise alone, float32 (C, H, W): an image, or its latents. The
-                plan says how much noise is added to it.
+            original_sample: where to begin instead of at noise alone, float32 (C, H, W), or one for each, (B, C, H, W):
+                an image, or its latents. The plan says how much noise is added to it.
 
         Raises:
             RequestError: an argument is out of range, or the sample ceased to be finite.
         """
         self.check(plan, guidance_scale, rng, original_sample is not None)
         unet = self.networks.session("unet")
-        generators = [noise_generator(rng, seed) for seed in seeds]
+        generators = [generator_of(rng, seed) for seed in seeds]
         samples: deque[Float32] = deque(maxlen=HISTORY)
         outputs: deque[Float32] = deque(maxlen=HISTORY)
         samples.appendleft(first_sample(plan, draw_each(generators, shape), original_sample))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime import variation_arguments
 from runtime.arguments import parse_size
 from runtime.errors import BundleError, RequestError, one_line
 from runtime.fields import Fields
@@ -41,7 +42,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "negative": (str,),
     "steps": (int,),
     "size": (str,),
-} | dict.fromkeys(SAMPLER_OPTIONS, (object, bool))
+}
+KINDS |= variation_arguments.KINDS | dict.fromkeys(SAMPLER_OPTIONS, (object, bool))
 # Those of them that are words of the command line, and what a pipeline calls the same.
 FLAGS = {"negative": ("negative_prompt",), "steps": ("num_inference_steps",), "size": ("width", "height")}
 

@@ -17,6 +17,7 @@ from runtime.pipeline import Pipeline
 from runtime.plan_arguments import plan_settings
 from runtime.progress import ProgressBar, announced
 from runtime.prompt_list import read_prompt_list
+from runtime.variation_arguments import variation_settings
 
 FAILED = 2
 
@@ -74,7 +75,11 @@ def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "strength": arguments.strength,
         "batch_size": arguments.batch_size,
     }
-    return {name: value for name, value in flags.items() if value is not None} | plan_settings(arguments)
+    return (
+        {name: value for name, value in flags.items() if value is not None}
+        | variation_settings(arguments)
+        | plan_settings(arguments)
+    )
 
 
 def summary(report: Report, folder: Path, pipeline: Pipeline) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from runtime.errors import RequestError
 from runtime.limits import check_share
 from runtime.noise import image_seed
 from runtime.plan import Plan
+from runtime.variation import Variation
 
 DEFAULT_STRENGTH = 0.8
 
@@ -27,6 +28,7 @@ class Settings:
     batch_size: int
     plan_sha256: str | None  # of a plan that was given
     untouched: bool = False  # strength 0: the image to begin at stays as it is, and the plan is not walked
+    variation: Variation | None = None
 
     @property
     def guided(self) -> bool:
@@ -34,8 +36,37 @@ class Settings:
         return self.guidance_scale != 1 and bool(self.plan.guidance.any())
 
     def seeds(self, count: int) -> tuple[int, ...]:
-        """One for each image."""
-        return tuple(image_seed(self.seed, k) for k in range(count))
+        """One for each image; variations share theirs."""
+        return tuple(image_seed(self.seed, 0 if self.variation else k) for k in range(count))
+
+    def varied(self, conditions: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Those of every image, with the seed that it varies towards where it does."""
+        if self.variation is None:
+            return tuple(conditions)
+        return tuple({**each, **self.variation.of_image(k)} for k, each in enumerate(conditions))
+
+    @property
+    def rows(self) -> int:
+        """How many a batch takes."""
+        return 0 if self.untouched else len(self.plan)
+
+
+@dataclass(frozen=True)
+class SecondPass:
+    """The picture once more, larger; made by ``runtime.second_pass``.
+
+    Attributes:
+        settings: how to sample from what the first pass made, enlarged.
+        by: what is enlarged, "latents" or "pixels".
+        width, height: pixels.
+        shape: of one sample, (C, H, W).
+    """
+
+    settings: Settings
+    by: str
+    width: int
+    height: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -47,17 +78,29 @@ class Recipe:
         shape: of one sample, (C, H, W).
         metadata: what ``Result.metadata`` will say.
         image: to begin at, of the size that is drawn.
+        second: what follows at a larger size.
     """
 
     settings: Settings
     shape: tuple[int, ...]
     metadata: dict[str, Any]
     image: Image | None = None
+    second: SecondPass | None = None
 
     @property
     def rows(self) -> int:
-        """How many a batch takes."""
-        return 0 if self.settings.untouched else len(self.settings.plan)
+        """How many a batch takes, in both passes."""
+        return self.settings.rows + (0 if self.second is None else self.second.settings.rows)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a row of either pass leads away from the negative condition."""
+        return self.settings.guided or (self.second is not None and self.second.settings.guided)
+
+    @property
+    def last_shape(self) -> tuple[int, ...]:
+        """Of one finished sample, (C, H, W)."""
+        return self.shape if self.second is None else self.second.shape
 
 
 def with_strength(options: Mapping[str, Any], from_image: bool, planned: bool) -> tuple[dict[str, Any], bool]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from runtime import variation_arguments
 from runtime.bundle import MANIFEST, PLAIN_NAME, search_folders
 from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
@@ -37,6 +38,7 @@ from runtime.text_to_image import TextToImage
 SAME_DB = 50.0  # from here on two pictures differ by rounding alone
 MAX_METADATA = 2**20  # characters
 OF_TEXT = ("prompt", "negative_prompt", "width", "height", "clip_skip")
+OF_ANY_PLAN = {*OF_TEXT, "guidance_scale", "seed", "rng", "variation_seed", "variation_strength"}
 # What a picture says of the machine that drew it, which may be another one.
 OF_MACHINE = ("provider", "onnxruntime")
 
@@ -123,7 +125,7 @@ def draw_again(pipeline: Pipeline, carried: Carried, arguments: argparse.Namespa
         plan = read_plan(needed(arguments.plan, "was drawn by a plan that was given; give it with --plan"))
         if plan_sha256(plan) != carried.plan_sha256:
             raise RequestError(f"{arguments.plan} is not the plan that {arguments.picture} was drawn by")
-        settings = {name: settings[name] for name in settings.keys() & {*OF_TEXT, "guidance_scale", "seed", "rng"}}
+        settings = {name: settings[name] for name in settings.keys() & OF_ANY_PLAN}
         settings["plan"] = plan
     if carried.image_sha256 is not None:
         settings["image"] = needed(arguments.image, "began at a picture; give it with --image")
@@ -211,6 +213,7 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
         "guidance_scale": fields.number("guidance_scale"),
         "rng": fields.take("rng", str),
         "seed": fields.count("seed", least=0, most=2**64 - 1),
+        **{name: fields.take(name, *kinds) for name, kinds in variation_arguments.KINDS.items() if name in fields.left},
     }
     embeddings = fields.objects("embeddings", embedding) if "embeddings" in fields.left else []
     if "class_label" in fields.left:

@@ -16,22 +16,25 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from runtime.bundle import Bundle, Latents, TextConditioning
+from runtime.conditioning import Conditioning
 from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.limits import check_whole
 from runtime.memory import Demand, check_memory
 from runtime.networks import Networks
-from runtime.pipeline import Conditioning, Pipeline, Request
+from runtime.pipeline import Pipeline, Request
 from runtime.preview import preview_latents
 from runtime.prompt import PromptTokenizer, texts
 from runtime.recipe import Recipe
 from runtime.result import Result
+from runtime.second_pass import PIXELS, described, enlarge, second_pass, take_upscale
 from runtime.session import Array
 from runtime.source_image import ImageInput, fit, open_image, to_sample
 from runtime.steps import Progress, Rows
 from runtime.text_encoder import encode_chunks, followed_by
 from runtime.vae import Tiling, decode, encode
+from runtime.variation import Noise, noise_of
 
 Float32 = npt.NDArray[np.float32]
 
@@ -93,14 +96,16 @@ class TextToImage(Pipeline):
                 out none); without it the bundle's default.
             image: to begin at instead of noise alone (Meng et al. 2022, "SDEdit"), see ``open_image``; it is scaled and
                 cut to the size. ``strength`` in ``settings`` says how much of it changes, from 0 to 1 (default 0.8).
-            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1) and plan, as
-                ``Pipeline.settings`` takes them, and options of the sampler.
+            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1), variation_seed,
+                variation_strength and plan, as ``Pipeline.settings`` takes them, and options of the sampler; and for a
+                second pass at a larger size upscale, upscale_by, upscale_strength and upscale_steps, see ``Upscale``.
 
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
-        conditions = self.conditions(prompt, negative_prompt, num_images_per_prompt)
+        prompts = self.conditions(prompt, negative_prompt, num_images_per_prompt)
         recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, **settings)
+        conditions = recipe.settings.varied(prompts)
         return recipe, conditions, recipe.settings.seeds(len(conditions))
 
     def recipe(
@@ -115,14 +120,18 @@ class TextToImage(Pipeline):
         """How images are made; the arguments are those of a call."""
         if image is not None and "vae_encoder" not in self.bundle.graphs:
             raise RequestError(f"{self.bundle.name} has no encoder of images; leave the image out")
+        upscale, settings = take_upscale(settings)
         opened = None if image is None else open_image(image)
         width, height = self.check_size(width, height, opened)
         clip_skip = self.check_clip_skip(clip_skip)
         chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
         begin = None if opened is None else fit(opened, width, height)
-        shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
         metadata = self.metadata(chosen, begin) | {"width": width, "height": height, "clip_skip": clip_skip}
-        return Recipe(chosen, shape, metadata, begin)
+        second = None
+        if upscale is not None:
+            second = second_pass(self, upscale, width, height, chosen, settings)
+            metadata |= described(upscale, second)
+        return Recipe(chosen, self.latent_shape(width, height), metadata, begin, second)
 
     def drawing(
         self,
@@ -139,19 +148,37 @@ class TextToImage(Pipeline):
         made = recipe.metadata
         self.check_memory(recipe, min(recipe.settings.batch_size, len(seeds)))
         original = None if recipe.image is None else self.encode_image(recipe.image)
-        groups = self.encode(conditions, made["clip_skip"], recipe.settings.guided)
+        groups = self.encode(conditions, made["clip_skip"], recipe.guided)
         batches = [-(-len(group.images) // recipe.settings.batch_size) for group in groups]
-        sample = np.empty((len(seeds), *recipe.shape), np.float32)
+        sample = np.empty((len(seeds), *recipe.last_shape), np.float32)
         for group, before in zip(groups, itertools.accumulate(batches, initial=0), strict=False):
             told = of_all(progress, before * recipe.rows, sum(batches) * recipe.rows)
-            own = [seeds[k] for k in group.images]
-            rows = self.sample(group.conditioning, recipe.settings, own, recipe.shape, told, original)
+            own = [noise_of(seeds[k], conditions[k]) for k in group.images]
+            rows = self.passes(recipe, group.conditioning, own, told, original)
             sample[group.images] = yield from of_images(rows, group.images)
         return Result(self.decode(sample), sample, tuple(seeds), tuple(conditions), made)
 
     def preview(self, pred_original_sample: Float32) -> UInt8 | None:
         """Latents (B, C, h, w) as images uint8 (B, h, w, 3) by the bundle's linear map, if it has one."""
         return preview_latents(self.latents, pred_original_sample)
+
+    def passes(
+        self,
+        recipe: Recipe,
+        conditioning: Conditioning,
+        noises: Sequence[Noise],
+        progress: Progress | None,
+        original: Float32 | None,
+    ) -> Rows[Float32]:
+        """Latents float32 (B, C, h, w) of one group: those of the first pass or, if there is one, of the second."""
+        sample = yield from self.sample(conditioning, recipe.settings, noises, recipe.shape, progress, original)
+        if recipe.second is None:
+            return sample
+        settings, shape = recipe.second.settings, recipe.second.shape
+        done = recipe.settings.rows * -(-len(noises) // settings.batch_size)
+        begin = enlarge(sample, recipe.second, self.decode, self.encode_image)
+        told = of_all(progress, done, 0)
+        return (yield from self.sample(conditioning, settings, noises, shape, told, begin))
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
@@ -245,11 +272,12 @@ class TextToImage(Pipeline):
         """
         if self.networks.provider != "cpu" or self.networks.ignore_memory:
             return
-        begin = [] if recipe.image is None else ["vae_encoder"]
-        walk = [] if recipe.settings.untouched else ["unet"]
-        networks, made = self.networks, recipe.metadata
-        roles = [*begin, "text_encoder", *walk, "vae_decoder"]
-        demand = Demand(made["width"], made["height"], batch, networks.low_memory, networks.variant, roles)
+        second, networks, size = recipe.second, self.networks, (recipe.metadata["width"], recipe.metadata["height"])
+        if second is not None:  # of the two passes the one that needs more
+            size = second.width, second.height
+        encodes = recipe.image is not None or (second is not None and second.by == PIXELS)
+        roles = [*["vae_encoder"] * encodes, "text_encoder", *["unet"] * (recipe.rows > 0), "vae_decoder"]
+        demand = Demand(*size, batch, networks.low_memory, networks.variant, roles)
         check_memory(self.bundle, demand)
 
     def conditions(
@@ -299,6 +327,10 @@ class TextToImage(Pipeline):
                     f"{name} is {value}; {self.bundle.name} draws multiples of {factor}: {value - value % factor}"
                 )
         return width, height
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of a size in pixels."""
+        return self.latents.channels, height // self.latents.factor, width // self.latents.factor
 
     def check_clip_skip(self, clip_skip: int | None) -> int:
         most = self.conditioning.num_hidden_layers

@@ -47,6 +47,8 @@ DRAWN = {
     "classes": ["--model", "tiny", "--label", "dog", "--sampler", "ddpm", "--steps", "12"],
     "options": ["--model", "tiny-text", "red", "--sampler", "euler", "--sigma-spacing", "karras"],
     "interval": ["--model", "tiny-text", "red", "--guidance-interval", "0.3,5", "--clip-sample", "1.5"],
+    "variation": ["--model", "tiny", "--variation-seed", "8", "--variation-strength", "0.4"],
+    "second pass": ["--model", "tiny-text", "red", "--upscale", "2", "--upscale-by", "pixels", "--upscale-steps", "7"],
     "low memory": ["--model", "tiny-text", "red", "--low-memory"],
 }
 
@@ -118,6 +120,10 @@ def test_rounding_is_no_difference(models: Path, capsys: pytest.CaptureFixture[s
         ({"width": 10**9}, "width is 1000000000"),
         ({"num_inference_steps": 10**6}, "num_inference_steps 1000000 exceeds"),
         ({"prompt": 5}, "prompt must be str"),
+        ({"upscale": 1e9}, "upscale is 1000000000.0; it must be a number from 1 to 4"),
+        ({"upscale": 4, "width": 16384}, "the second pass, 65536x32: width is 65536"),
+        ({"upscale_by": "/etc/passwd"}, "upscale_by /etc/passwd is of a second pass; give upscale"),
+        ({"variation_seed": 2**70, "variation_strength": 0.5}, "variation_seed"),
         ({"seeds": [1, 2]}, "it is a sheet; draw its pictures one by one"),
     ],
 )

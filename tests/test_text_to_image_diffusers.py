@@ -48,6 +48,7 @@ CHUNKS = (
     (("riding a", 1.0), ("horse", 1.21)),
 )
 STEPS, GUIDANCE, SEED = 10, 7.5, 11
+UPSCALE_STRENGTH = 0.6
 LATENTS_TOLERANCE = 1e-3  # of the largest latent
 LEAST_PSNR_DB = 50.0  # of the images, which are rounded to 256 levels: 59 dB are lost to that alone
 
@@ -73,6 +74,7 @@ class Case:
     height: int = 48
     strength: float | None = None  # of a picture to begin at
     weighted: bool = False  # WEIGHTED instead of PROMPT
+    upscale: float | None = None  # of latents, for a second pass
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,18 @@ Networks = Callable[[], tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL
 
 def noise(case: Case, factor: int) -> np.ndarray:
     return noise_generator("philox", SEED).draw((4, case.height // factor, case.width // factor))
+
+
+def second_pass(
+    case: Case, pipeline: StableDiffusionPipeline, told: dict[str, Any], latents: torch.Tensor
+) -> torch.Tensor:
+    """Latents drawn once more by image to image, enlarged by PyTorch, with draw 0 of the larger size."""
+    larger = torch.nn.functional.interpolate(latents, scale_factor=case.upscale, mode="bilinear")
+    drawn = torch.from_numpy(noise_generator("philox", SEED).draw(tuple(larger.shape[1:])))[None]
+    again = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    with mock.patch.object(pipeline_stable_diffusion_img2img, "randn_tensor", return_value=drawn):
+        return again(**told, image=larger, strength=UPSCALE_STRENGTH).images
 
 
 def source(case: Case) -> np.ndarray:
@@ -159,14 +173,11 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
         drawn = torch.from_numpy(noise(case, factor))[None]
         # Image to image takes no latents, and draws its noise by this function.
         with mock.patch.object(pipeline_stable_diffusion_img2img, "randn_tensor", return_value=drawn):
-            latents = pipeline(
-                **told,
-                negative_prompt_embeds=negative,
-                **beginning(case, vae, drawn),
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-                output_type="latent",
-            ).images
+            told |= {"negative_prompt_embeds": negative, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+            told["output_type"] = "latent"
+            latents = pipeline(**told, **beginning(case, vae, drawn)).images
+        if case.upscale is not None:
+            latents = second_pass(case, pipeline, told, latents)
         decoded = vae.decode(latents / vae.config.scaling_factor).sample
         image = pipeline.image_processor.postprocess(decoded, output_type="np")[0]
         pictures.append(Picture(latents.numpy(), image))
@@ -178,6 +189,8 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
 def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> None:
     """Print how far the runtime's picture is from diffusers', and hold it to the bounds."""
     begin = {} if case.strength is None else {"image": source(case), "strength": case.strength}
+    if case.upscale is not None:
+        begin = {"upscale": case.upscale, "upscale_strength": UPSCALE_STRENGTH}
     result = load(bundle, provider="cpu", low_memory=True)(
         WEIGHTED if case.weighted else PROMPT,
         negative_prompt=NEGATIVE,
@@ -248,6 +261,7 @@ def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], 
 
 def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
     cases = [Case("ddim"), Case("pndm"), Case("ddim", strength=0.6), Case("ddim", weighted=True)]
+    cases.append(Case("ddim", width=32, height=32, upscale=1.5))
     assert_a_small_size_draws(SMALLEST, cases, tmp_path)
 
 
@@ -264,6 +278,8 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("euler", strength=0.8),
         Case("ddim", clip_skip=1, weighted=True),
         Case("euler", strength=1.0, prediction_type="v_prediction"),
+        Case("ddim", width=40, height=32, upscale=2),
+        Case("euler", width=32, height=32, upscale=1.5),
     ]
     assert_a_small_size_draws(POCKET, cases, tmp_path)
 

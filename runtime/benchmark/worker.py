@@ -7,8 +7,9 @@ from functools import partial
 from runtime import load, vae
 from runtime.benchmark.protocol import Float32, Operation, decode_inputs, serve, step_inputs
 from runtime.class_to_image import ClassToImage
+from runtime.conditioning import Conditioning
 from runtime.engine import installed_wheels
-from runtime.pipeline import Conditioning, Pipeline
+from runtime.pipeline import Pipeline
 from runtime.plan import Plan
 
 ROLES = ("unet", "vae_decoder")
