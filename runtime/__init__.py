@@ -11,6 +11,7 @@ A bundle of text takes a prompt instead: ``load("sd15")("a photo of a cat", seed
 
 import os
 
+from runtime.animation import Animation, interpolate
 from runtime.cancel import CancelToken
 from runtime.errors import (
     BundleError,
@@ -27,6 +28,7 @@ from runtime.result import Result
 from runtime.steps import Step
 
 __all__ = [
+    "Animation",
     "BundleError",
     "CancelToken",
     "Cancelled",
@@ -38,6 +40,7 @@ __all__ = [
     "Result",
     "Step",
     "TimedOut",
+    "interpolate",
     "load",
 ]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from runtime.bundle import Bundle, ClassConditioning, Pixels
-from runtime.conditioning import Conditioning
+from runtime.conditioning import Between, Conditioning, Told
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.networks import Networks
@@ -90,16 +90,25 @@ class ClassToImage(Pipeline):
         progress: Progress | None = None,
     ) -> Rows[Result]:
         """Draw an image for each label and seed, (B,) both."""
-        labels = np.array([each["class_label"] for each in conditions], np.int64)
         original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
-        told = self.encode(labels)
         noises = [noise_of(seed, each) for seed, each in zip(seeds, conditions, strict=True)]
+        told = self.told(conditions)
         sample = yield from self.sample(told, recipe.settings, noises, recipe.shape, progress, original)
         return Result(to_uint8(sample), sample, tuple(seeds), tuple(conditions), recipe.metadata)
 
     def preview(self, pred_original_sample: Float32) -> UInt8:
         """A sample's pixels (B, C, H, W) as images uint8 (B, H, W, C)."""
         return to_uint8(pred_original_sample)
+
+    def told(self, conditions: Sequence[Mapping[str, Any]]) -> Told:
+        """What the U-Net is told of images' labels, some of which may be on their way to another."""
+        labels = [each["class_label"] for each in conditions]
+        first = self.encode(np.array(labels, np.int64))
+        if not any("to_class_label" in each for each in conditions):
+            return first
+        goals = [each.get("to_class_label", each["class_label"]) for each in conditions]
+        shares = np.array([each["share"] if "to_class_label" in each else 0.0 for each in conditions])
+        return Between(first, self.encode(np.array(goals, np.int64)), shares)
 
     def encode(self, class_labels: Int64) -> Conditioning:
         """What the U-Net is told of labels, int64 (B,)."""

@@ -17,6 +17,7 @@ from runtime.cancel import stoppable
 from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
+from runtime.frames_command import add_frames_arguments, draw_frames, frames_flag
 from runtime.image import check_size, check_writable, grid_size, write_file
 from runtime.loading import load
 from runtime.noise import GENERATORS
@@ -32,7 +33,7 @@ from runtime.variation_arguments import add_variation_arguments, variation_setti
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 ARRAYS = ".npz"
 CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
-OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder"
+OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder, with --to .gif or .webp"
 PROMPTS = "a list to draw into the folder -o: on each line a prompt or label, or JSON if it is .jsonl (docs/prompts.md)"
 SEED = "of the first image, the next has the next; without it one is drawn and printed"
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8)")
     add_embedding_arguments(parser)
     add_variation_arguments(parser)
+    add_frames_arguments(parser)
     add_plan_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help=OUTPUT)
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
@@ -180,6 +182,10 @@ def draw_words(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
     settings |= image_settings(arguments) | variation_settings(arguments) | plan_settings(arguments)
     size = last_size(pipeline, settings)
     settings |= {name: getattr(arguments, name) for name in ("guidance_scale", "seed", "rng", "batch_size")}
+    if frames_flag(arguments) is not None:
+        animation = draw_frames(arguments, pipeline, wanted, settings, size)
+        say(pipeline, animation, arguments.output, f"{len(animation.images)} frames")
+        return 0
     paths = check_output(arguments, total, columns, *size)
     print(pipeline.provider_reason, flush=True)
     if "num_images_per_prompt" not in settings:

@@ -13,12 +13,13 @@ UPSCALERS = {"latents": "Latent", "pixels": "Lanczos"}
 
 
 def parameters(metadata: Mapping[str, Any]) -> str | None:
-    """The text for one picture of a prompt; None for others, of which these interfaces know nothing.
+    """The text for one picture of a prompt; None for others, and for frames between two pictures, of
+    which these interfaces know nothing.
 
     Args:
         metadata: as ``Result.metadata_of`` has it.
     """
-    if "prompt" not in metadata:
+    if "prompt" not in metadata or "share" in metadata:
         return None
     options = metadata["options"]
     strength = options.get("strength", metadata.get("upscale_strength"))

@@ -23,7 +23,7 @@ from PIL.Image import Image
 from runtime.arithmetic import clip_original, combine, first_sample, guided
 from runtime.bundle import Bundle
 from runtime.cancel import CancelToken, check_limits, stoppable
-from runtime.conditioning import Conditioning
+from runtime.conditioning import Between, Told
 from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.image import UInt8
@@ -217,7 +217,7 @@ class Pipeline(ABC):
 
     def sample(
         self,
-        conditioning: Conditioning,
+        conditioning: Told,
         settings: Settings,
         seeds: Sequence[Noise],
         shape: tuple[int, ...],
@@ -247,7 +247,7 @@ class Pipeline(ABC):
 
     def walk(
         self,
-        conditioning: Conditioning,
+        conditioning: Told,
         plan: Plan,
         guidance_scale: float,
         seeds: Sequence[Noise],
@@ -292,17 +292,20 @@ class Pipeline(ABC):
             yield Row(following, pred_original, tuple(range(len(seeds))))
 
     def predict(
-        self, unet: Session, sample: Float32, timestep: float, conditioning: Conditioning, scale: float, plan: Plan
+        self, unet: Session, sample: Float32, timestep: float, conditioning: Told, scale: float, plan: Plan
     ) -> Float32:
         """The guided output of the network for x, float32 (B, C, H, W) (Ho & Salimans 2022, eq. 6, with s = w + 1)."""
+        if isinstance(conditioning, Between):
+            both = conditioning.first, conditioning.second
+            return conditioning.mix(*(self.predict(unet, sample, timestep, each, scale, plan) for each in both))
         if scale == 1:
             return evaluate(unet, sample, timestep, conditioning.cond)
         if self.networks.low_memory:
             uncond = evaluate(unet, sample, timestep, conditioning.uncond)
             cond = evaluate(unet, sample, timestep, conditioning.cond)
         else:
-            both = evaluate(unet, np.concatenate([sample, sample]), timestep, conditioning.both())
-            uncond, cond = np.split(both, 2)
+            outputs = evaluate(unet, np.concatenate([sample, sample]), timestep, conditioning.both())
+            uncond, cond = np.split(outputs, 2)
         return guided(uncond, cond, scale, plan.guidance_rescale)
 
     def metadata(self, settings: Settings, image: Image | None = None) -> dict[str, Any]:

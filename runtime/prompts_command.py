@@ -11,6 +11,7 @@ from runtime.arguments import parse_size
 from runtime.bundle import TextConditioning
 from runtime.draw_list import Report, draw_list
 from runtime.errors import RequestError
+from runtime.frames_command import frames_flag
 from runtime.image import FORMATS
 from runtime.picture_index import INDEX
 from runtime.pipeline import Pipeline
@@ -55,6 +56,9 @@ def check_flags(arguments: argparse.Namespace) -> None:
     for name, value in given.items():
         if value is not None:
             raise RequestError(f"--prompts {arguments.prompts} says what to draw, one file each; leave out {name}")
+    frames = frames_flag(arguments)
+    if frames is not None:
+        raise RequestError(f"--prompts {arguments.prompts} draws single pictures; leave out {frames}")
     output: Path = arguments.output
     if output.suffix.lower() in (*FORMATS, ".npz"):
         raise RequestError(f"with --prompts -o names a folder, and {output} is named like a file")

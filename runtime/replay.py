@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from runtime import variation_arguments
+from runtime.animation import MAX_SIDES
 from runtime.bundle import MANIFEST, PLAIN_NAME, search_folders
 from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
@@ -171,6 +172,10 @@ def read_carried(path: Path) -> Carried:
     with reading(str(path)):
         if not path.is_file():
             raise RequestError(f"the picture {path} does not exist")
+        if path.suffix.lower() in MAX_SIDES:
+            raise RequestError(
+                f"{path} is no PNG; only these are replayed, and frames are drawn again by their command"
+            )
         if path.stat().st_size > MAX_BYTES:
             raise RequestError(f"{path} has {path.stat().st_size} bytes; a picture has at most {MAX_BYTES}")
         with Image.open(path, formats=("PNG",)) as picture:
@@ -198,6 +203,8 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
     fields = Fields(value, where)
     if "seeds" in fields.left:
         raise BundleError("it is a sheet; draw its pictures one by one")
+    if "share" in fields.left:
+        raise BundleError("it is a frame between two pictures; draw the frames again")
     bundle, sha256 = fields.take("bundle", str), fields.take("bundle_sha256", str, type(None))
     if not re.fullmatch(PLAIN_NAME, bundle):
         raise BundleError(f"{where}: bundle is {bundle!r}, which is no name of a bundle")

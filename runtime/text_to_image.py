@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from runtime.bundle import Bundle, Latents, TextConditioning
-from runtime.conditioning import Conditioning
+from runtime.conditioning import Conditioning, mixed
 from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
@@ -40,6 +40,7 @@ Float32 = npt.NDArray[np.float32]
 
 DEFAULT_BATCH_SIZE = 1
 PROMPTS = ("prompt", "negative_prompt")  # the keys of an image's conditions
+GOAL = "to_prompt"  # the key of one that leads to another prompt, with its share of it
 MAX_SIDE = 2**14
 
 
@@ -205,25 +206,33 @@ class TextToImage(Pipeline):
     def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int, guided: bool = True) -> list[Group]:
         """What the U-Net is told of prompts and their negatives: encoder_hidden_states float32 (B, L, D).
 
-        Of an image's two prompts the shorter is followed by chunks of the empty one; without guidance the negative one
-        is not looked at. Images with the same L are one group, so that what an image is told does not depend on others.
+        Of an image's prompts the shorter are followed by chunks of the empty one; without guidance the negative one is
+        not looked at. A prompt on its way to another is mixed with it, number by number: attention's keys and values
+        are linear in what they are made of, so that these are mixed in the same way. Images with the same L are one
+        group, so that what an image is told does not depend on others.
 
         Raises:
             RequestError: one is not text, or longer than a million characters.
         """
         encoder = self.networks.session("text_encoder")
         keys = PROMPTS if guided else PROMPTS[:1]
-        texts = dict.fromkeys(each[key] for each in conditions for key in keys)
+        said = [[each[key] for key in (*keys, GOAL) if key in each] for each in conditions]
+        texts = dict.fromkeys(itertools.chain(*said))
         encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip) for text in texts}
         groups: dict[int, list[int]] = {}
-        for k, each in enumerate(conditions):
-            groups.setdefault(max(encoded[each[key]].shape[1] for key in keys), []).append(k)
+        for k, own in enumerate(said):
+            groups.setdefault(max(encoded[text].shape[1] for text in own), []).append(k)
         if len({states.shape[1] for states in encoded.values()}) > 1:
             encoded[""] = encode_chunks(encoder, self.tokenizer.chunks(""), clip_skip)
 
+        def states(own: Mapping[str, Any], key: str, length: int) -> Float32:
+            found = followed_by(encoded[own[key]], encoded.get(""), length)
+            if key != PROMPTS[0] or GOAL not in own:
+                return found
+            return mixed(found, states(own, GOAL, length), own["share"])
+
         def told(images: list[int], key: str, length: int) -> dict[str, Array]:
-            states = [followed_by(encoded[conditions[k][key]], encoded.get(""), length) for k in images]
-            return {"encoder_hidden_states": np.concatenate(states)}
+            return {"encoder_hidden_states": np.concatenate([states(conditions[k], key, length) for k in images])}
 
         return [
             Group(images, Conditioning(told(images, keys[0], length), told(images, keys[-1], length)))

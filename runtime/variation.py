@@ -1,4 +1,4 @@
-"""Noise between that of two seeds: variations of a picture.
+"""Noise between that of two seeds: variations of a picture, and frames that lead from one picture to another.
 
 The interpolation is that of the Stable Diffusion web UIs, so that seed, variation seed and strength from there begin
 here with the same noise. It is spherical (Shoemake 1985, "Animating rotation with quaternion curves", section 3.3),
@@ -39,16 +39,18 @@ class Variation:
 
 @dataclass(frozen=True)
 class Blend:
-    """The noise of one image: draw 0 between those of two, and later ones of the first.
+    """The noise of one image, between those of two.
 
     Attributes:
-        first, second: their seeds.
+        first, second: a seed each, or noise that lies between two itself.
         share: of the second, from 0 to 1.
+        every_draw: whether all draws lie between the two; otherwise draw 0 does, and later ones are the first's.
     """
 
-    first: int
-    second: int
+    first: Noise
+    second: Noise
     share: float
+    every_draw: bool = False
 
 
 Noise = int | Blend
@@ -77,10 +79,16 @@ def variation_of(seed: int | None, strength: float | None) -> Variation | None:
 
 
 def noise_of(seed: int, condition: Mapping[str, Any]) -> Noise:
-    """The noise of an image, from its seed and what its conditions say of another."""
-    if "variation_seed" not in condition:
-        return seed
-    return Blend(seed, condition["variation_seed"], condition["variation_strength"])
+    """The noise of an image, from its seed and what its conditions say of others: a variation, or a frame's goal."""
+
+    def own(seed: int) -> Noise:
+        if "variation_seed" not in condition:
+            return seed
+        return Blend(seed, condition["variation_seed"], condition["variation_strength"])
+
+    if "to_seed" not in condition:
+        return own(seed)
+    return Blend(own(seed), own(condition["to_seed"]), condition["share"], every_draw=True)
 
 
 def generator_of(rng: str, noise: Noise) -> NoiseGenerator:
@@ -96,15 +104,15 @@ class BlendedGenerator:
     """Noise between two generators."""
 
     def __init__(self, rng: str, blend: Blend) -> None:
-        self._blend, self._begun = blend, False
+        self._blend, self._blending = blend, True
         self._first, self._second = generator_of(rng, blend.first), generator_of(rng, blend.second)
 
     def draw(self, shape: tuple[int, ...]) -> Float32:
-        """The next draw of the first, and at the beginning of the second."""
+        """The next draw of the first, and where they are blended of the second."""
         first = self._first.draw(shape)
-        if self._begun:
+        if not self._blending:
             return first
-        self._begun = True
+        self._blending = self._blend.every_draw
         return slerp(first, self._second.draw(shape), self._blend.share)
 
 

@@ -124,6 +124,7 @@ def test_rounding_is_no_difference(models: Path, capsys: pytest.CaptureFixture[s
         ({"upscale": 4, "width": 16384}, "the second pass, 65536x32: width is 65536"),
         ({"upscale_by": "/etc/passwd"}, "upscale_by /etc/passwd is of a second pass; give upscale"),
         ({"variation_seed": 2**70, "variation_strength": 0.5}, "variation_seed"),
+        ({"share": 0.5, "to_prompt": "blue"}, "it is a frame between two pictures; draw the frames again"),
         ({"seeds": [1, 2]}, "it is a sheet; draw its pictures one by one"),
     ],
 )

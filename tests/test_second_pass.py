@@ -140,6 +140,14 @@ def test_progress_counts_both_passes(text: TextToImage) -> None:
     assert told == [(k + 1, 3 * 17) for k in range(3 * 17)]
 
 
+def test_step_by_step_it_is_the_same(text: TextToImage) -> None:
+    steps = list(text.denoise(["red", "blue " * 9], seed=3, upscale=2, **ARGUMENTS))
+    assert [step.sample.shape for step in steps[:10]] == [(1, 4, 4, 6)] * 6 + [(1, 4, 8, 12)] * 4
+    assert [step.images for step in steps] == [(0,)] * 10 + [(1,)] * 10
+    drawn = text(["red", "blue " * 9], seed=3, upscale=2, **ARGUMENTS)
+    assert steps[-1].result().sample.tobytes() == drawn.sample.tobytes()
+
+
 def test_too_little_memory_for_the_larger_size(text: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.memory.held_bytes", lambda: 0)
     monkeypatch.setattr("runtime.memory.available_bytes", lambda: 2**20 * 600)
