@@ -11,6 +11,7 @@ from runtime.arguments import parse_size
 from runtime.bundle import TextConditioning
 from runtime.draw_list import Report, draw_list
 from runtime.errors import RequestError
+from runtime.extend import parse_extend
 from runtime.image import FORMATS
 from runtime.picture_index import INDEX
 from runtime.pipeline import Pipeline
@@ -72,6 +73,9 @@ def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "rng": arguments.rng,
         "image": arguments.image,
         "strength": arguments.strength,
+        "mask": arguments.mask,
+        "extend": None if arguments.extend is None else parse_extend(arguments.extend),
+        "paste_back": arguments.paste_back,
         "batch_size": arguments.batch_size,
     }
     return {name: value for name, value in flags.items() if value is not None} | plan_settings(arguments)

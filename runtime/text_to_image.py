@@ -19,6 +19,7 @@ from runtime.bundle import Bundle, Latents, TextConditioning
 from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
+from runtime.inpainting import original_of, region_of, with_own_pixels
 from runtime.limits import check_whole
 from runtime.memory import Demand, check_memory
 from runtime.networks import Networks
@@ -28,7 +29,8 @@ from runtime.prompt import PromptTokenizer, texts
 from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.session import Array
-from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.source import check_source, open_source
+from runtime.source_image import ImageInput, MaskInput
 from runtime.steps import Progress, Rows
 from runtime.text_encoder import encode_chunks, followed_by
 from runtime.vae import Tiling, decode, encode
@@ -63,11 +65,6 @@ class TextToImage(Pipeline):
     ) -> None:
         super().__init__(bundle, networks, provider_reason)
         self.conditioning, self.latents, self.tiles, self.embeddings = conditioning, latents, tiles, embeddings
-        if len(bundle.unet_input) > 1:
-            names = ", ".join(name for name, _ in bundle.unet_input)
-            raise RequestError(
-                f"{bundle.name} fills in parts of a picture (its U-Net takes {names}) and draws no whole"
-            )
 
     def request(
         self,
@@ -79,6 +76,7 @@ class TextToImage(Pipeline):
         num_images_per_prompt: int = 1,
         clip_skip: int | None = None,
         image: ImageInput | None = None,
+        mask: MaskInput | None = None,
         **settings: Any,
     ) -> Request:
         """Images of prompts.
@@ -93,14 +91,17 @@ class TextToImage(Pipeline):
                 out none); without it the bundle's default.
             image: to begin at instead of noise alone (Meng et al. 2022, "SDEdit"), see ``open_image``; it is scaled and
                 cut to the size. ``strength`` in ``settings`` says how much of it changes, from 0 to 1 (default 0.8).
-            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1) and plan, as
-                ``Pipeline.settings`` takes them, and options of the sampler.
+            mask: what of the image is drawn anew, see ``open_mask``: white, and the rest is kept; ``strength`` is 1
+                unless it is given. A model that fills in parts of pictures takes nothing without one.
+            settings: extend and paste_back, as ``recipe`` takes them; sampler, num_inference_steps, guidance_scale,
+                seed, rng, batch_size (default 1) and plan, as ``Pipeline.settings`` takes them, and options of the
+                sampler.
 
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
         conditions = self.conditions(prompt, negative_prompt, num_images_per_prompt)
-        recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, **settings)
+        recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, mask=mask, **settings)
         return recipe, conditions, recipe.settings.seeds(len(conditions))
 
     def recipe(
@@ -110,19 +111,30 @@ class TextToImage(Pipeline):
         height: int | None = None,
         clip_skip: int | None = None,
         image: ImageInput | None = None,
+        mask: MaskInput | None = None,
+        extend: Mapping[str, int] | None = None,
+        paste_back: bool = True,
         **settings: Any,
     ) -> Recipe:
-        """How images are made; the arguments are those of a call."""
-        if image is not None and "vae_encoder" not in self.bundle.graphs:
-            raise RequestError(f"{self.bundle.name} has no encoder of images; leave the image out")
-        opened = None if image is None else open_image(image)
-        width, height = self.check_size(width, height, opened)
+        """How images are made; the arguments are those of a call.
+
+        Args:
+            width, height, clip_skip, image, mask, settings: as a call takes them.
+            extend: pixels by which the image grows, by side ("left", "top", "right", "bottom"). They are drawn anew.
+            paste_back: lay the image's own pixels over the finished one where it is kept, fading at the border, since
+                the VAE loses their finest detail. Without, all is as the VAE decodes it.
+        """
+        source = open_source(image, mask, extend)
+        check_source(source, self.bundle, sized=width is not None and height is not None)
+        width, height = self.check_size(width, height, source.image)
         clip_skip = self.check_clip_skip(clip_skip)
-        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
-        begin = None if opened is None else fit(opened, width, height)
+        beginning = {"from_image": source.image is not None, "masked": source.mask is not None}
+        chosen = self.settings(DEFAULT_BATCH_SIZE, **beginning, **settings)
+        begin = source.fit(width, height)
         shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
-        metadata = self.metadata(chosen, begin) | {"width": width, "height": height, "clip_skip": clip_skip}
-        return Recipe(chosen, shape, metadata, begin)
+        metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)
+        metadata |= {"width": width, "height": height, "clip_skip": clip_skip}
+        return Recipe(chosen, shape, metadata, begin.image, begin.mask, paste_back)
 
     def drawing(
         self,
@@ -138,16 +150,18 @@ class TextToImage(Pipeline):
         """
         made = recipe.metadata
         self.check_memory(recipe, min(recipe.settings.batch_size, len(seeds)))
-        original = None if recipe.image is None else self.encode_image(recipe.image)
+        region = region_of(recipe, self.bundle, self.encode_pixels)
+        original = original_of(recipe, region, self.encode_pixels)
         groups = self.encode(conditions, made["clip_skip"], recipe.settings.guided)
         batches = [-(-len(group.images) // recipe.settings.batch_size) for group in groups]
         sample = np.empty((len(seeds), *recipe.shape), np.float32)
         for group, before in zip(groups, itertools.accumulate(batches, initial=0), strict=False):
             told = of_all(progress, before * recipe.rows, sum(batches) * recipe.rows)
             own = [seeds[k] for k in group.images]
-            rows = self.sample(group.conditioning, recipe.settings, own, recipe.shape, told, original)
-            sample[group.images] = yield from of_images(rows, group.images)
-        return Result(self.decode(sample), sample, tuple(seeds), tuple(conditions), made)
+            of_group = group.conditioning, recipe.settings, own, recipe.shape
+            sample[group.images] = yield from of_images(self.sample(*of_group, told, original, region), group.images)
+        images = with_own_pixels(self.decode(sample), recipe, self.bundle)
+        return Result(images, sample, tuple(seeds), tuple(conditions), made)
 
     def preview(self, pred_original_sample: Float32) -> UInt8 | None:
         """Latents (B, C, h, w) as images uint8 (B, h, w, 3) by the bundle's linear map, if it has one."""
@@ -203,15 +217,15 @@ class TextToImage(Pipeline):
             for length, images in groups.items()
         ]
 
-    def encode_image(self, image: Image) -> Float32:
-        """An image of the size to be drawn as the mean of its latents, float32 (C, h, w).
+    def encode_pixels(self, sample: Float32) -> Float32:
+        """An image of the size to be drawn, float32 (3, H, W), as the mean of its latents, float32 (C, h, w).
 
         Raises:
             RequestError: the encoder's numbers are not finite.
         """
         encoder = self.networks.session("vae_encoder")
         latents = self.latents
-        encoded = encode(encoder, to_sample(image, 3), latents.scaling_factor, latents.factor, self.tiles)
+        encoded = encode(encoder, sample, latents.scaling_factor, latents.factor, self.tiles)
         if not np.isfinite(encoded).all():
             remedy = self.another_vae("vae_encoder")
             raise RequestError(f"the VAE makes latents of the picture whose numbers are not finite; {remedy}")
