@@ -91,8 +91,8 @@ class ClassToImage(Pipeline):
         """
         source = open_source(image, mask, extend)
         size = self.check_size(width, height, source.image)
-        beginning = {"from_image": source.image is not None, "masked": source.mask is not None}
-        chosen = self.settings(DEFAULT_BATCH_SIZE, **beginning, **settings)
+        begun, masked = source.image is not None, source.mask is not None
+        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=begun, masked=masked, **settings)
         begin = source.fit(*size)
         metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)
         return Recipe(chosen, self.shape, metadata, begin.image, begin.mask, paste_back)

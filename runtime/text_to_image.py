@@ -128,8 +128,8 @@ class TextToImage(Pipeline):
         check_source(source, self.bundle, sized=width is not None and height is not None)
         width, height = self.check_size(width, height, source.image)
         clip_skip = self.check_clip_skip(clip_skip)
-        beginning = {"from_image": source.image is not None, "masked": source.mask is not None}
-        chosen = self.settings(DEFAULT_BATCH_SIZE, **beginning, **settings)
+        begun, masked = source.image is not None, source.mask is not None
+        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=begun, masked=masked, **settings)
         begin = source.fit(width, height)
         shape = (self.latents.channels, height // self.latents.factor, width // self.latents.factor)
         metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)
