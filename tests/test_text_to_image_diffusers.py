@@ -26,11 +26,13 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img, pipeline_stable_diffusion_inpaint
 from PIL import Image
@@ -68,6 +70,8 @@ SCHEDULERS = {
     "pndm": PNDMScheduler,
     "euler": EulerDiscreteScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
+    "heun": HeunDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
 }
 
 
@@ -326,6 +330,8 @@ MASKED = [
     Case("dpmpp_2m", strength=1.0, masked=True),
     Case("dpmpp_2m", strength=0.7, masked=True),
     Case("pndm", strength=1.0, masked=True),
+    Case("heun", strength=0.6, masked=True),
+    Case("unipc", strength=0.6, masked=True),
     Case("ddim", strength=0.8, masked=True, prediction_type="v_prediction"),
 ]
 
