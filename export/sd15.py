@@ -158,7 +158,9 @@ def export_sd15(
         opened.provenance["training"]["half_weights"] = half_weights
         write_bundle(opened, folder, name, precision, half_weights, defaults, accepted or {}, report)
     minutes = (time.monotonic() - begun) / 60
-    report(f'{target}: written in {minutes:.1f} minutes; draw from it with: python -m runtime --model {target} "a cat"')
+    further = " --image FILE --mask FILE" if opened.model.inpainting else ""
+    command = f'python -m runtime --model {target} "a cat"{further}'
+    report(f"{target}: written in {minutes:.1f} minutes; draw from it with: {command}")
 
 
 def check_accepted(accepted: Mapping[str, float], precision: str) -> None:

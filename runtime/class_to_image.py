@@ -13,12 +13,14 @@ from runtime.bundle import Bundle, ClassConditioning, Pixels
 from runtime.conditioning import Between, Conditioning, Told
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
+from runtime.inpainting import EVERYWHERE, Region
 from runtime.networks import Networks
 from runtime.pipeline import Float32, Pipeline, Request
 from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.second_pass import take_upscale
-from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.source import open_source
+from runtime.source_image import ImageInput, MaskInput, to_sample
 from runtime.steps import Progress, Rows
 from runtime.variation import noise_of
 
@@ -49,6 +51,7 @@ class ClassToImage(Pipeline):
         width: int | None = None,
         height: int | None = None,
         image: ImageInput | None = None,
+        mask: MaskInput | None = None,
         **settings: Any,
     ) -> Request:
         """One image for each label.
@@ -58,29 +61,49 @@ class ClassToImage(Pipeline):
             width, height: pixels; a model of pixels has but one size.
             image: to begin at instead of noise alone, see ``open_image``; ``strength`` in ``settings`` says how much
                 of it changes, from 0 to 1 (default 0.8).
-            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 32), variation_seed,
-                variation_strength and plan, as ``Pipeline.settings`` takes them, and options of the sampler.
+            mask: what of the image is drawn anew, see ``open_mask``: white, and the rest is kept to the last level;
+                ``strength`` is 1 unless it is given.
+            settings: extend, as ``recipe`` takes it; sampler, num_inference_steps, guidance_scale, seed, rng,
+                batch_size (default 32), variation_seed, variation_strength and plan, as ``Pipeline.settings`` takes
+                them, and options of the sampler.
 
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
         labels = self.conditions(class_labels)
-        recipe = self.recipe(width=width, height=height, image=image, **settings)
+        recipe = self.recipe(width=width, height=height, image=image, mask=mask, **settings)
         conditions = recipe.settings.varied(labels)
         return recipe, conditions, recipe.settings.seeds(len(conditions))
 
     def recipe(
-        self, *, width: int | None = None, height: int | None = None, image: ImageInput | None = None, **settings: Any
+        self,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        image: ImageInput | None = None,
+        mask: MaskInput | None = None,
+        extend: Mapping[str, int] | None = None,
+        paste_back: bool = True,
+        **settings: Any,
     ) -> Recipe:
-        """How images are made; the arguments are those of a call."""
+        """How images are made; the arguments are those of a call.
+
+        Args:
+            width, height, image, mask, settings: as a call takes them.
+            extend: pixels by which the image grows, by side ("left", "top", "right", "bottom"), before it is scaled to
+                the model's size. They are drawn anew.
+            paste_back: nothing here, where what is kept loses nothing.
+        """
         upscale, settings = take_upscale(settings)
         if upscale is not None:
             raise RequestError(f"{self.bundle.name} draws pixels of one size; leave out upscale {upscale.factor:g}")
-        opened = None if image is None else open_image(image)
-        size = self.check_size(width, height, opened)
-        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
-        begin = None if opened is None else fit(opened, *size)
-        return Recipe(chosen, self.shape, self.metadata(chosen, begin), begin)
+        source = open_source(image, mask, extend)
+        size = self.check_size(width, height, source.image)
+        begun, masked = source.image is not None, source.mask is not None
+        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=begun, masked=masked, **settings)
+        begin = source.fit(*size)
+        metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)
+        return Recipe(chosen, self.shape, metadata, begin.image, begin.mask, paste_back)
 
     def drawing(
         self,
@@ -91,9 +114,10 @@ class ClassToImage(Pipeline):
     ) -> Rows[Result]:
         """Draw an image for each label and seed, (B,) both."""
         original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
+        region = EVERYWHERE if recipe.mask is None else Region(np.asarray(recipe.mask))
         noises = [noise_of(seed, each) for seed, each in zip(seeds, conditions, strict=True)]
         told = self.told(conditions)
-        sample = yield from self.sample(told, recipe.settings, noises, recipe.shape, progress, original)
+        sample = yield from self.sample(told, recipe.settings, noises, recipe.shape, progress, original, region)
         return Result(to_uint8(sample), sample, tuple(seeds), tuple(conditions), recipe.metadata)
 
     def preview(self, pred_original_sample: Float32) -> UInt8:

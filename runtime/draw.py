@@ -17,6 +17,7 @@ from runtime.cancel import stoppable
 from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
+from runtime.extend import parse_extend
 from runtime.frames_command import add_frames_arguments, draw_frames, frames_flag
 from runtime.image import check_size, check_writable, grid_size, write_file
 from runtime.loading import load
@@ -27,12 +28,16 @@ from runtime.progress import ProgressBar, announced
 from runtime.prompts_command import draw_prompts
 from runtime.result import Result, image_paths
 from runtime.second_pass import enlarged_size
-from runtime.source_image import open_image
+from runtime.source import open_source
+from runtime.source_image import open_image, open_mask
 from runtime.variation_arguments import add_variation_arguments, variation_settings
 
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 ARRAYS = ".npz"
 CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
+EXTEND = "draw beyond its edges: left, top, right, bottom, such as left=64,bottom=128"
+MASK = "what of it is drawn anew: white; black is kept, grey changes less than white"
+PASTE_BACK = "leave what is kept as the VAE decodes it, without the picture's own pixels"
 OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder, with --to .gif or .webp"
 PROMPTS = "a list to draw into the folder -o: on each line a prompt or label, or JSON if it is .jsonl (docs/prompts.md)"
 SEED = "of the first image, the next has the next; without it one is drawn and printed"
@@ -55,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, help="1 is off (default: the model's)")
     group = parser.add_argument_group("image to image")
     group.add_argument("--image", type=Path, metavar="FILE", help="begin at this picture instead of noise alone")
-    group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8)")
+    group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8, with a mask 1)")
+    group.add_argument("--mask", type=Path, metavar="FILE", help=MASK)
+    group.add_argument("--extend", metavar="SIDE=PIXELS,...", help=EXTEND)
+    group.add_argument("--no-paste-back", dest="paste_back", action="store_false", default=None, help=PASTE_BACK)
     add_embedding_arguments(parser)
     add_variation_arguments(parser)
     add_frames_arguments(parser)
@@ -108,17 +116,27 @@ def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[lis
 
 
 def image_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The image to begin at, opened, and its strength, where they are given.
+    """The image to begin at and its mask, opened, and what else is said of it, where they are given.
 
     Raises:
-        RequestError: the file is no picture, or there is a strength without one.
+        RequestError: a file is no picture, or something is said of an image and there is none.
     """
     if arguments.image is None:
         if arguments.strength is not None:
             raise RequestError(f"--strength {arguments.strength:g} says how much of an --image changes; give one")
-        return {}
-    strength = {} if arguments.strength is None else {"strength": arguments.strength}
-    return {"image": open_image(arguments.image)} | strength
+        for flag, value in (("--mask", arguments.mask), ("--extend", arguments.extend)):
+            if value is not None:
+                raise RequestError(f"{flag} {value} says what of an --image is drawn anew; give one")
+    if arguments.paste_back is not None and arguments.mask is None and arguments.extend is None:
+        raise RequestError("--no-paste-back says what is done with what a --mask keeps; give one")
+    given = {
+        "image": None if arguments.image is None else open_image(arguments.image),
+        "strength": arguments.strength,
+        "mask": None if arguments.mask is None else open_mask(arguments.mask),
+        "extend": None if arguments.extend is None else parse_extend(arguments.extend),
+        "paste_back": arguments.paste_back,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def check_output(arguments: argparse.Namespace, count: int, columns: int, width: int, height: int) -> list[Path]:
@@ -209,7 +227,8 @@ def last_size(pipeline: Pipeline, settings: dict[str, Any]) -> tuple[int, int]:
     Raises:
         RequestError: the model draws no such size.
     """
-    size = pipeline.check_size(settings.get("width"), settings.get("height"), settings.get("image"))
+    source = open_source(settings.get("image"), settings.get("mask"), settings.get("extend"))
+    size = pipeline.check_size(settings.get("width"), settings.get("height"), source.image)
     if "upscale" not in settings or pipeline.bundle.latents is None:
         return size
     return enlarged_size(*size, settings["upscale"], pipeline.bundle.latents.factor)

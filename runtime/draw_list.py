@@ -36,6 +36,8 @@ SUFFIX = ".png"
 # What a model of one kind is told, and one of the other is not.
 OF_TEXT = {"prompt", "negative_prompt", "clip_skip"}
 OF_CLASSES = {"label"}
+# What is said of an image to begin at.
+OF_IMAGES = {"strength", "mask", "extend", "paste_back"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Picture:
         number: its place in the list, from 1.
         entry: the line that asks for it.
         settings: how it is made, as arguments of ``Pipeline.recipe``; the same object for all that are made alike.
-        recipe: what the pipeline makes of them, but for an image to begin at, of which there may be thousands.
+        recipe: what the pipeline makes of them, but for an image to begin at and its mask, of which there may be
+            thousands.
         condition: what it shows, and which seed it varies towards.
         place: how far its seed is from the list's.
         seed: its own; None until the list's is known.
@@ -136,8 +139,8 @@ def pictures(pipeline: Pipeline, entries: Iterable[Entry], defaults: Mapping[str
     found: list[Picture] = []
     for entry in entries:
         values = {**defaults, **entry.values}
-        if "image" not in values and "strength" not in entry.values:
-            values.pop("strength", None)  # a flag's is for the lines that have an image
+        if "image" not in values:  # what flags say of one is for the lines that have it
+            values = {name: value for name, value in values.items() if name in entry.values or name not in OF_IMAGES}
         try:
             count, seed = values.pop("count", 1), values.pop("seed", None)
             check_whole("count", count, least=1, most=MAX_PICTURES)
@@ -183,7 +186,7 @@ def recipe_of(
     """How an entry's pictures are made; one recipe serves all entries that say the same, since plans take time."""
     key = repr(sorted((name, value) for name, value in settings.items() if name != "plan"))
     if key not in known:
-        known[key] = settings, replace(pipeline.recipe(**settings), image=None)
+        known[key] = settings, replace(pipeline.recipe(**settings), image=None, mask=None)
     return known[key]
 
 

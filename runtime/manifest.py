@@ -90,6 +90,13 @@ def check_consistency(bundle: Bundle, where: str) -> None:
     own = dict(bundle.unet_input).get("sample")
     if shape and own != shape.channels:
         raise BundleError(f"{where}: unet_input has {own} channels of sample where the model has {shape.channels}")
+    further = {"mask": 1, "masked_sample": own}
+    names = [name for name, _ in bundle.unet_input]
+    for name, count in bundle.unet_input:
+        if names.count(name) > 1 or count != further.get(name, count):
+            raise BundleError(
+                f"{where}: unet_input has {name} of {count} channels; once, and of {further.get(name, own)}"
+            )
     if bundle.pixels and channels != bundle.pixels.channels:
         raise BundleError(f"{where}: unet_input has {channels} channels where pixels has {bundle.pixels.channels}")
 

@@ -27,6 +27,7 @@ from runtime.conditioning import Between, Told
 from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.image import UInt8
+from runtime.inpainting import EVERYWHERE, Region
 from runtime.limits import check_whole, is_finite_number
 from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
@@ -168,6 +169,7 @@ class Pipeline(ABC):
         variation_seed: int | None = None,
         variation_strength: float | None = None,
         from_image: bool = False,
+        masked: bool = False,
         **plan_options: Any,
     ) -> Settings:
         """Fill in the defaults of a request, and check it.
@@ -184,11 +186,12 @@ class Pipeline(ABC):
                 images, and that of variation_seed + k, see ``slerp``; strength 0 is off.
             from_image: whether there is an image to begin at. Then ``strength`` is among the options, the share of the
                 steps that are taken; without it, and without a plan, 0.8. With 0 the image is only encoded and decoded.
+            masked: whether a part of that image is drawn anew; ``strength`` is 1 then unless it is given.
 
         Raises:
             RequestError: an argument is out of range.
         """
-        plan_options, untouched = with_strength(plan_options, from_image, plan is not None)
+        plan_options, untouched = with_strength(plan_options, from_image, plan is not None, masked)
         if plan is not None and plan_options:
             raise RequestError(f"give either a plan or {', '.join(plan_options)}, and not both")
         given, plan = plan, self.plan(**plan_options) if plan is None else plan
@@ -223,6 +226,7 @@ class Pipeline(ABC):
         shape: tuple[int, ...],
         progress: Progress | None = None,
         original_sample: Float32 | None = None,
+        region: Region = EVERYWHERE,
     ) -> Rows[Float32]:
         """The last x of each image, float32 (images, C, H, W), drawn in batches; the arguments are ``walk``'s."""
         if settings.untouched and original_sample is not None:
@@ -237,7 +241,7 @@ class Pipeline(ABC):
             begun = original_sample
             if begun is not None and begun.ndim > len(shape):
                 begun = begun[chosen]
-            for row in self.walk(conditioning[chosen], *sampler, shape, begun):
+            for row in self.walk(conditioning[chosen], *sampler, shape, begun, region):
                 sample[chosen] = row.sample
                 done += 1
                 if progress:
@@ -254,6 +258,7 @@ class Pipeline(ABC):
         rng: str,
         shape: tuple[int, ...],
         original_sample: Float32 | None = None,
+        region: Region = EVERYWHERE,
     ) -> Iterator[Row]:
         """Walk the plan for one batch, yielding after every row; to stop, stop asking.
 
@@ -266,6 +271,7 @@ class Pipeline(ABC):
             shape: of one sample, (C, H, W).
             original_sample: where to begin instead of at noise alone, float32 (C, H, W), or one for each, (B, C, H, W):
                 an image, or its latents. The plan says how much noise is added to it.
+            region: what of ``original_sample`` is drawn anew.
 
         Raises:
             RequestError: an argument is out of range, or the sample ceased to be finite.
@@ -275,16 +281,20 @@ class Pipeline(ABC):
         generators = [generator_of(rng, seed) for seed in seeds]
         samples: deque[Float32] = deque(maxlen=HISTORY)
         outputs: deque[Float32] = deque(maxlen=HISTORY)
-        samples.appendleft(first_sample(plan, draw_each(generators, shape), original_sample))
+        first_noise = draw_each(generators, shape)
+        begin = None if region.begins_at_noise(plan) else original_sample
+        samples.appendleft(first_sample(plan, first_noise, begin))
         for i in range(len(plan)):
             scale = 1 + float(plan.guidance[i]) * (guidance_scale - 1)
-            output = self.predict(unet, samples[0], float(plan.timesteps[i]), conditioning, scale, plan)
+            taken = region.network_input(samples[0])
+            output = self.predict(unet, taken, float(plan.timesteps[i]), conditioning, scale, plan)
             pred_original = combine(plan.x0_weights[i], [samples[0], output])
             if plan.clip_sample is not None:
                 output, pred_original = clip_original(plan.x0_weights[i], samples[0], output, plan.clip_sample)
             outputs.appendleft(output)
             noise = draw_each(generators, shape) if plan.weights[i, -1] != 0 else None
             following = combine(plan.weights[i], [*padded(samples), *padded(outputs), noise])
+            following = region.with_kept(following, plan, i, first_noise, original_sample)
             if not np.isfinite(following).all():
                 remedy = self.networks.wider("unet") or f"guidance_scale {guidance_scale} is too large"
                 raise RequestError(f"row {i + 1} of {len(plan)} is no longer finite; {remedy}")

@@ -39,11 +39,15 @@ KINDS: dict[str, tuple[type, ...]] = {
     "clip_skip": (int,),
     "rng": (str,),
     "image": (str,),
+    "mask": (str,),
+    "extend": (dict,),
+    "paste_back": (bool,),
     "negative": (str,),
     "steps": (int,),
     "size": (str,),
 }
 KINDS |= variation_arguments.KINDS | dict.fromkeys(SAMPLER_OPTIONS, (object, bool))
+PICTURES = {"image", "mask"}
 # Those of them that are words of the command line, and what a pipeline calls the same.
 FLAGS = {"negative": ("negative_prompt",), "steps": ("num_inference_steps",), "size": ("width", "height")}
 
@@ -90,8 +94,8 @@ def read_prompt_list(path: Path, subject: str) -> list[Entry]:
             if subject not in asked:
                 raise RequestError(f"{where} lacks the key {subject!r}")
             values = by_arguments(asked, where)
-            if "image" in values:
-                values["image"] = path.parent / values["image"]  # so that a list can be kept beside its pictures
+            for name in PICTURES & values.keys():
+                values[name] = path.parent / values[name]  # so that a list can be kept beside its pictures
             entries.append(Entry(number, where, asked, values))
     if not entries:
         raise RequestError(f"{path} has no line that says what to draw; give a {subject} on each")

@@ -11,6 +11,7 @@ from runtime.arguments import parse_size
 from runtime.bundle import TextConditioning
 from runtime.draw_list import Report, draw_list
 from runtime.errors import RequestError
+from runtime.extend import parse_extend
 from runtime.frames_command import frames_flag
 from runtime.image import FORMATS
 from runtime.picture_index import INDEX
@@ -77,6 +78,9 @@ def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "rng": arguments.rng,
         "image": arguments.image,
         "strength": arguments.strength,
+        "mask": arguments.mask,
+        "extend": None if arguments.extend is None else parse_extend(arguments.extend),
+        "paste_back": arguments.paste_back,
         "batch_size": arguments.batch_size,
     }
     return (

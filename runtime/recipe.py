@@ -78,6 +78,8 @@ class Recipe:
         shape: of one sample, (C, H, W).
         metadata: what ``Result.metadata`` will say.
         image: to begin at, of the size that is drawn.
+        mask: what of it is drawn anew, mode L; None is all.
+        paste_back: whether the image's own pixels are put back where it is kept.
         second: what follows at a larger size.
     """
 
@@ -85,6 +87,8 @@ class Recipe:
     shape: tuple[int, ...]
     metadata: dict[str, Any]
     image: Image | None = None
+    mask: Image | None = None
+    paste_back: bool = True
     second: SecondPass | None = None
 
     @property
@@ -103,13 +107,16 @@ class Recipe:
         return self.shape if self.second is None else self.second.shape
 
 
-def with_strength(options: Mapping[str, Any], from_image: bool, planned: bool) -> tuple[dict[str, Any], bool]:
+def with_strength(
+    options: Mapping[str, Any], from_image: bool, planned: bool, masked: bool = False
+) -> tuple[dict[str, Any], bool]:
     """Options of a plan with the strength filled in, and whether it is 0, so that the image stays as it is.
 
     Args:
         options: as they were given; a strength of None is none.
         from_image: whether there is an image to begin at.
         planned: whether a plan was given, which has a strength of its own.
+        masked: whether a part of the image is drawn anew, and nothing of what is there need remain.
 
     Raises:
         RequestError: the strength is no share, or there is no image that it could be of.
@@ -122,5 +129,6 @@ def with_strength(options: Mapping[str, Any], from_image: bool, planned: bool) -
         return rest, False
     if planned:
         return rest if strength is None else {**options}, False
-    strength = DEFAULT_STRENGTH if strength is None else check_share("strength", strength)
+    usual = 1 if masked else DEFAULT_STRENGTH
+    strength = usual if strength is None else check_share("strength", strength)
     return (rest, True) if strength == 0 else (rest | {"strength": strength}, False)

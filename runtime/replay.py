@@ -39,7 +39,8 @@ from runtime.text_to_image import TextToImage
 SAME_DB = 50.0  # from here on two pictures differ by rounding alone
 MAX_METADATA = 2**20  # characters
 OF_TEXT = ("prompt", "negative_prompt", "width", "height", "clip_skip")
-OF_ANY_PLAN = {*OF_TEXT, "guidance_scale", "seed", "rng", "variation_seed", "variation_strength"}
+OF_MASK: dict[str, tuple[type, ...]] = {"paste_back": (bool,), "extend": (dict,)}
+OF_ANY_PLAN = {*OF_TEXT, *OF_MASK, "guidance_scale", "seed", "rng", "variation_seed", "variation_strength"}
 # What a picture says of the machine that drew it, which may be another one.
 OF_MACHINE = ("provider", "onnxruntime")
 
@@ -55,7 +56,8 @@ class Carried:
         condition: prompts or label.
         settings: arguments of a pipeline's call.
         embeddings: the learned words in the prompts, as ``TextToImage.learned`` has them.
-        plan_sha256, image_sha256: of a plan and a picture to begin at that were given, or None.
+        plan_sha256, image_sha256, mask_sha256: of a plan, a picture to begin at and a mask that were given, or None;
+            the last also of one that an extended picture has of itself.
     """
 
     pixels: UInt8
@@ -67,6 +69,7 @@ class Carried:
     embeddings: Sequence[Mapping[str, Any]]
     plan_sha256: str | None
     image_sha256: str | None
+    mask_sha256: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", type=Path, help="a PNG that this program drew")
     parser.add_argument("--model", help="a bundle's folder or name, instead of the name that the picture carries")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture it began at, if it began at one")
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="the mask it was drawn with, if it was given one")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="the plan it was drawn by, if it was given one")
     add_embedding_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, help="keep the new picture")
@@ -130,9 +134,16 @@ def draw_again(pipeline: Pipeline, carried: Carried, arguments: argparse.Namespa
         settings["plan"] = plan
     if carried.image_sha256 is not None:
         settings["image"] = needed(arguments.image, "began at a picture; give it with --image")
+    if carried.mask_sha256 is not None:
+        settings["mask"] = arguments.mask
+        if "extend" not in settings:  # which makes a mask of its own, where none was given
+            needed(arguments.mask, "was drawn with a mask; give it with --mask")
     result = pipeline(carried.condition, **settings)
     if result.metadata.get("image_sha256") != carried.image_sha256:
         raise RequestError(f"{arguments.image} is not the picture that {arguments.picture} began at")
+    if result.metadata.get("mask_sha256") != carried.mask_sha256:
+        given = "no mask" if arguments.mask is None else arguments.mask
+        raise RequestError(f"{given} is not the mask that {arguments.picture} was drawn with; give that with --mask")
     return result
 
 
@@ -212,7 +223,7 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
     fields.take("variant", str, type(None))  # of the weights, which the bundle's hash covers
     for name in OF_MACHINE:
         fields.take(name, str)
-    given = {name: fields.left.pop(name, None) for name in ("plan_sha256", "image_sha256")}
+    given = {name: fields.left.pop(name, None) for name in ("plan_sha256", "image_sha256", "mask_sha256")}
     settings = {
         "sampler": fields.take("sampler", str),
         "num_inference_steps": fields.count("num_inference_steps"),
@@ -222,6 +233,7 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
         "seed": fields.count("seed", least=0, most=2**64 - 1),
         **{name: fields.take(name, *kinds) for name, kinds in variation_arguments.KINDS.items() if name in fields.left},
     }
+    settings |= {name: fields.take(name, *kinds) for name, kinds in OF_MASK.items() if name in fields.left}
     embeddings = fields.objects("embeddings", embedding) if "embeddings" in fields.left else []
     if "class_label" in fields.left:
         condition = fields.count("class_label", least=0)

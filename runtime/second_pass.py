@@ -24,6 +24,7 @@ from runtime.errors import RequestError
 from runtime.image import UInt8
 from runtime.limits import check_share, check_whole, is_finite_number
 from runtime.recipe import SecondPass, Settings
+from runtime.source_image import to_sample
 
 if TYPE_CHECKING:
     from runtime.text_to_image import TextToImage
@@ -142,7 +143,7 @@ def enlarge(
     latents: Float32,
     second: SecondPass,
     decode: Callable[[Float32], UInt8],
-    encode: Callable[[Image.Image], Float32],
+    encode: Callable[[Float32], Float32],
 ) -> Float32:
     """What the second pass begins at, float32 (B, C, h', w'), from what the first made, float32 (B, C, h, w).
 
@@ -150,13 +151,13 @@ def enlarge(
         latents: of the first pass.
         second: the pass to come.
         decode: from latents to images uint8 (B, H, W, 3).
-        encode: from an image to latents (C, h', w').
+        encode: from an image float32 (3, H', W') in [-1, 1] to latents (C, h', w').
     """
     if second.by == LATENTS:
         return bilinear(latents, *second.shape[1:])
     images = (Image.fromarray(pixels) for pixels in decode(latents))
     size = (second.width, second.height)
-    return np.stack([encode(each.resize(size, Image.Resampling.LANCZOS)) for each in images])
+    return np.stack([encode(to_sample(each.resize(size, Image.Resampling.LANCZOS), 3)) for each in images])
 
 
 def bilinear(latents: Float32, height: int, width: int) -> Float32:

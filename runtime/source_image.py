@@ -1,4 +1,5 @@
-"""Pictures from files, to begin at: read with suspicion, fitted to a size, and turned into the network's numbers."""
+"""Pictures from files, to begin at, and their masks: read with suspicion, fitted to a size, and turned into the
+network's numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +19,19 @@ from runtime.image import UInt8
 
 Float32 = npt.NDArray[np.float32]
 ImageInput = str | os.PathLike[str] | Image.Image | UInt8
+MaskInput = ImageInput | npt.NDArray[np.bool_]
 
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 2**26  # a photograph of 64 megapixels; a file of a kilobyte can claim far more
 
 
-def open_image(image: ImageInput) -> Image.Image:
+def open_image(image: MaskInput, name: str = "image") -> Image.Image:
     """A picture, decoded, upright, on white where it was transparent: mode RGB.
 
     Args:
         image: a file, a Pillow image, or an array uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        name: the argument that it is, for messages.
 
     Raises:
         RequestError: no picture, one that is too large, or an array of another kind.
@@ -35,10 +39,27 @@ def open_image(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image):
         return decoded(image, "the picture")
     if isinstance(image, np.ndarray):
-        return decoded(from_array(image), "the picture")
+        return decoded(from_array(image, name), "the picture")
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
-    raise RequestError(f"image is {type(image).__name__}; it must be a file, a Pillow image or an array of uint8")
+    raise RequestError(f"{name} is {type(image).__name__}; it must be a file, a Pillow image or an array of uint8")
+
+
+def open_mask(mask: MaskInput) -> Image.Image:
+    """A mask, mode L: white, or transparent, is drawn anew, black is kept.
+
+    Args:
+        mask: as ``open_image`` takes it, or an array of bool (H, W), in which True is drawn anew.
+
+    Raises:
+        RequestError: no picture, one that is too large, an array of another kind, or one of zeros and ones in uint8.
+    """
+    if isinstance(mask, np.ndarray):
+        if mask.dtype == np.bool_:
+            mask = mask.astype(np.uint8) * np.uint8(255)
+        elif mask.size and mask.max() == 1:  # which would be read as black
+            raise RequestError("mask is an array of at most 1, and white is 255; multiply it, or give an array of bool")
+    return open_image(mask, "mask").convert("L")
 
 
 def read_image(path: Path) -> Image.Image:
@@ -78,11 +99,11 @@ def reading(name: str) -> Iterator[None]:
         raise RequestError(f"{name} cannot be read as a picture ({why}); give one of {', '.join(READABLE)}") from error
 
 
-def from_array(array: UInt8) -> Image.Image:
+def from_array(array: npt.NDArray[Any], name: str = "image") -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
         raise RequestError(
-            f"image is an array {array.dtype} {array.shape}; it must be uint8 (H, W) or (H, W, C) with C 1, 3 or 4"
+            f"{name} is an array {array.dtype} {array.shape}; it must be uint8 (H, W) or (H, W, C) with C 1, 3 or 4"
         )
     return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else np.ascontiguousarray(array))
 
@@ -100,11 +121,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def fit(
+    image: Image.Image, width: int, height: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Scaled to cover the size and cut to it from the middle; a picture that has it stays as it is."""
     if image.size == (width, height):
         return image
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (width, height), resampling)
 
 
 def to_sample(image: Image.Image, channels: int) -> Float32:

@@ -20,6 +20,7 @@ from runtime.conditioning import Conditioning, mixed
 from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
+from runtime.inpainting import Region, original_of, region_of, with_own_pixels
 from runtime.limits import check_whole
 from runtime.memory import Demand, check_memory
 from runtime.networks import Networks
@@ -30,7 +31,8 @@ from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.second_pass import PIXELS, described, enlarge, second_pass, take_upscale
 from runtime.session import Array
-from runtime.source_image import ImageInput, fit, open_image, to_sample
+from runtime.source import check_source, open_source
+from runtime.source_image import ImageInput, MaskInput
 from runtime.steps import Progress, Rows
 from runtime.text_encoder import encode_chunks, followed_by
 from runtime.vae import Tiling, decode, encode
@@ -67,11 +69,6 @@ class TextToImage(Pipeline):
     ) -> None:
         super().__init__(bundle, networks, provider_reason)
         self.conditioning, self.latents, self.tiles, self.embeddings = conditioning, latents, tiles, embeddings
-        if len(bundle.unet_input) > 1:
-            names = ", ".join(name for name, _ in bundle.unet_input)
-            raise RequestError(
-                f"{bundle.name} fills in parts of a picture (its U-Net takes {names}) and draws no whole"
-            )
 
     def request(
         self,
@@ -83,6 +80,7 @@ class TextToImage(Pipeline):
         num_images_per_prompt: int = 1,
         clip_skip: int | None = None,
         image: ImageInput | None = None,
+        mask: MaskInput | None = None,
         **settings: Any,
     ) -> Request:
         """Images of prompts.
@@ -97,15 +95,18 @@ class TextToImage(Pipeline):
                 out none); without it the bundle's default.
             image: to begin at instead of noise alone (Meng et al. 2022, "SDEdit"), see ``open_image``; it is scaled and
                 cut to the size. ``strength`` in ``settings`` says how much of it changes, from 0 to 1 (default 0.8).
-            settings: sampler, num_inference_steps, guidance_scale, seed, rng, batch_size (default 1), variation_seed,
-                variation_strength and plan, as ``Pipeline.settings`` takes them, and options of the sampler; and for a
-                second pass at a larger size upscale, upscale_by, upscale_strength and upscale_steps, see ``Upscale``.
+            mask: what of the image is drawn anew, see ``open_mask``: white, and the rest is kept; ``strength`` is 1
+                unless it is given. A model that fills in parts of pictures takes nothing without one.
+            settings: extend and paste_back, as ``recipe`` takes them; sampler, num_inference_steps, guidance_scale,
+                seed, rng, batch_size (default 1), variation_seed, variation_strength and plan, as
+                ``Pipeline.settings`` takes them, and options of the sampler; and for a second pass at a larger size
+                upscale, upscale_by, upscale_strength and upscale_steps, see ``Upscale``.
 
         Raises:
             RequestError: an argument is out of range; nothing has been computed then.
         """
         prompts = self.conditions(prompt, negative_prompt, num_images_per_prompt)
-        recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, **settings)
+        recipe = self.recipe(width=width, height=height, clip_skip=clip_skip, image=image, mask=mask, **settings)
         conditions = recipe.settings.varied(prompts)
         return recipe, conditions, recipe.settings.seeds(len(conditions))
 
@@ -116,23 +117,37 @@ class TextToImage(Pipeline):
         height: int | None = None,
         clip_skip: int | None = None,
         image: ImageInput | None = None,
+        mask: MaskInput | None = None,
+        extend: Mapping[str, int] | None = None,
+        paste_back: bool = True,
         **settings: Any,
     ) -> Recipe:
-        """How images are made; the arguments are those of a call."""
-        if image is not None and "vae_encoder" not in self.bundle.graphs:
-            raise RequestError(f"{self.bundle.name} has no encoder of images; leave the image out")
+        """How images are made; the arguments are those of a call.
+
+        Args:
+            width, height, clip_skip, image, mask, settings: as a call takes them.
+            extend: pixels by which the image grows, by side ("left", "top", "right", "bottom"). They are drawn anew.
+            paste_back: lay the image's own pixels over the finished one where it is kept, fading at the border, since
+                the VAE loses their finest detail. Without, all is as the VAE decodes it.
+        """
         upscale, settings = take_upscale(settings)
-        opened = None if image is None else open_image(image)
-        width, height = self.check_size(width, height, opened)
+        source = open_source(image, mask, extend)
+        check_source(source, self.bundle, sized=width is not None and height is not None)
+        width, height = self.check_size(width, height, source.image)
         clip_skip = self.check_clip_skip(clip_skip)
-        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=opened is not None, **settings)
-        begin = None if opened is None else fit(opened, width, height)
-        metadata = self.metadata(chosen, begin) | {"width": width, "height": height, "clip_skip": clip_skip}
+        begun, masked = source.image is not None, source.mask is not None
+        if upscale is not None and masked:
+            raise RequestError("a second pass draws anew what the mask keeps, too; leave out upscale, or the mask")
+        chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=begun, masked=masked, **settings)
+        begin = source.fit(width, height)
+        metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)
+        metadata |= {"width": width, "height": height, "clip_skip": clip_skip}
         second = None
         if upscale is not None:
             second = second_pass(self, upscale, width, height, chosen, settings)
             metadata |= described(upscale, second)
-        return Recipe(chosen, self.latent_shape(width, height), metadata, begin, second)
+        shape = self.latent_shape(width, height)
+        return Recipe(chosen, shape, metadata, begin.image, begin.mask, paste_back, second)
 
     def drawing(
         self,
@@ -148,16 +163,18 @@ class TextToImage(Pipeline):
         """
         made = recipe.metadata
         self.check_memory(recipe, min(recipe.settings.batch_size, len(seeds)))
-        original = None if recipe.image is None else self.encode_image(recipe.image)
+        region = region_of(recipe, self.bundle, self.encode_pixels)
+        original = original_of(recipe, region, self.encode_pixels)
         groups = self.encode(conditions, made["clip_skip"], recipe.guided)
         batches = [-(-len(group.images) // recipe.settings.batch_size) for group in groups]
         sample = np.empty((len(seeds), *recipe.last_shape), np.float32)
         for group, before in zip(groups, itertools.accumulate(batches, initial=0), strict=False):
             told = of_all(progress, before * recipe.rows, sum(batches) * recipe.rows)
             own = [noise_of(seeds[k], conditions[k]) for k in group.images]
-            rows = self.passes(recipe, group.conditioning, own, told, original)
+            rows = self.passes(recipe, group.conditioning, own, told, original, region)
             sample[group.images] = yield from of_images(rows, group.images)
-        return Result(self.decode(sample), sample, tuple(seeds), tuple(conditions), made)
+        images = with_own_pixels(self.decode(sample), recipe, self.bundle)
+        return Result(images, sample, tuple(seeds), tuple(conditions), made)
 
     def preview(self, pred_original_sample: Float32) -> UInt8 | None:
         """Latents (B, C, h, w) as images uint8 (B, h, w, 3) by the bundle's linear map, if it has one."""
@@ -170,14 +187,16 @@ class TextToImage(Pipeline):
         noises: Sequence[Noise],
         progress: Progress | None,
         original: Float32 | None,
+        region: Region,
     ) -> Rows[Float32]:
         """Latents float32 (B, C, h, w) of one group: those of the first pass or, if there is one, of the second."""
-        sample = yield from self.sample(conditioning, recipe.settings, noises, recipe.shape, progress, original)
+        first = recipe.settings, noises, recipe.shape, progress
+        sample = yield from self.sample(conditioning, *first, original, region)
         if recipe.second is None:
             return sample
         settings, shape = recipe.second.settings, recipe.second.shape
         done = recipe.settings.rows * -(-len(noises) // settings.batch_size)
-        begin = enlarge(sample, recipe.second, self.decode, self.encode_image)
+        begin = enlarge(sample, recipe.second, self.decode, self.encode_pixels)
         told = of_all(progress, done, 0)
         return (yield from self.sample(conditioning, settings, noises, shape, told, begin))
 
@@ -239,15 +258,15 @@ class TextToImage(Pipeline):
             for length, images in groups.items()
         ]
 
-    def encode_image(self, image: Image) -> Float32:
-        """An image of the size to be drawn as the mean of its latents, float32 (C, h, w).
+    def encode_pixels(self, sample: Float32) -> Float32:
+        """An image of the size to be drawn, float32 (3, H, W), as the mean of its latents, float32 (C, h, w).
 
         Raises:
             RequestError: the encoder's numbers are not finite.
         """
         encoder = self.networks.session("vae_encoder")
         latents = self.latents
-        encoded = encode(encoder, to_sample(image, 3), latents.scaling_factor, latents.factor, self.tiles)
+        encoded = encode(encoder, sample, latents.scaling_factor, latents.factor, self.tiles)
         if not np.isfinite(encoded).all():
             remedy = self.another_vae("vae_encoder")
             raise RequestError(f"the VAE makes latents of the picture whose numbers are not finite; {remedy}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def test_the_folder_is_a_bundle_and_draws(folder: Path) -> None:
     bundle = open_bundle(folder)
     assert (bundle.name, bundle.unet_input) == ("a-model", (("sample", 4),))
     result = load(folder, "cpu")("ab b", num_inference_steps=2, width=64, height=32, seed=1, guidance_scale=1)
+    assert result.images.shape == (1, 32, 64, 3)
+
+
+def test_a_folder_of_a_model_that_fills_in(folder: Path) -> None:
+    """Nine channels are told from the first convolution; a mask is what such a model needs."""
+    shutil.rmtree(folder / "unet")
+    nodes = [helper.make_node("Slice", ["sample", "zero", "four", "one"], ["out_sample"])]
+    weights = {name: np.array([value]) for name, value in (("zero", 0), ("four", 4), ("one", 1))}
+    weights["unet.conv_in.weight"] = np.zeros((8, 9, 3, 3), np.float32)
+    write_graph(folder, "unet", UNET, [("out_sample", FLOAT, IMAGE)], nodes, weights)
+    conv = helper.make_node("Conv", ["sample", "kernel"], ["latent_parameters"], strides=[8, 8])
+    kernel = {"kernel": np.full((8, 3, 8, 8), 1 / 192, np.float32)}
+    encoder = [("sample", FLOAT, IMAGE)], [("latent_parameters", FLOAT, IMAGE)]
+    write_graph(folder, "vae_encoder", *encoder, [conv], kernel)
+    pipeline = load(folder, "cpu")
+    assert pipeline.bundle.unet_input == (("sample", 4), ("mask", 1), ("masked_sample", 4))
+    with pytest.raises(RequestError, match="fills in parts of a picture"):
+        pipeline("ab b", num_inference_steps=2)
+    image, mask = np.zeros((32, 64, 3), np.uint8), np.eye(32, 64, dtype=bool)
+    result = pipeline("ab b", image=image, mask=mask, num_inference_steps=2, seed=1)
     assert result.images.shape == (1, 32, 64, 3)
 
 

@@ -166,6 +166,10 @@ def test_too_little_memory_for_the_larger_size(text: TextToImage, monkeypatch: p
         ({"upscale": 2, "upscale_strength": 2}, "upscale_strength is 2"),
         ({"upscale": 2, "upscale_steps": 0}, "upscale_steps is 0"),
         (
+            {"upscale": 2, "image": np.zeros((8, 12, 3), np.uint8), "mask": np.full((8, 12), 255, np.uint8)},
+            "a second pass draws anew what the mask keeps, too; leave out upscale, or the mask",
+        ),
+        (
             {"upscale": 2, "upscale_steps": 2, "upscale_strength": 0.1},
             "the second pass, 24x16: strength 0.1 of 2 steps",
         ),

@@ -276,15 +276,6 @@ def test_a_bundle_without_an_encoder_of_images_draws(folder: Path, tmp_path: Pat
     assert len(load(bundle, provider="cpu")("red", num_inference_steps=1).images) == 1
 
 
-def test_an_inpainting_model_is_not_taken_for_another(folder: Path, tmp_path: Path) -> None:
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["unet_input"] += [{"name": "mask", "channels": 1}, {"name": "masked_sample", "channels": 4}]
-        manifest["graphs"]["unet"]["fp32"]["inputs"][0]["shape"][1] = 9
-
-    with pytest.raises(RequestError, match=r"fills in parts of a picture .*sample, mask, masked_sample"):
-        load(tiny.changed(folder, tmp_path, change), provider="cpu")
-
-
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\x00\xff" * 200, b"[" * 100_000])
 def test_a_file_that_is_no_tokenizer_is_named(folder: Path, tmp_path: Path, damage: bytes) -> None:
     described = tiny.described("tokenizer.json", damage)

@@ -1,11 +1,12 @@
-"""Proves the whole way from a prompt, or a prompt and a picture, to a picture: a checkpoint is exported and drawn by
-the runtime, and diffusers' StableDiffusionPipeline and StableDiffusionImg2ImgPipeline draw the same weights from the
-same noise. Random weights, real classes."""
+"""Proves the whole way from a prompt, or a prompt and a picture with or without a mask, to a picture: a checkpoint is
+exported and drawn by the runtime, and diffusers' StableDiffusionPipeline, StableDiffusionImg2ImgPipeline and
+StableDiffusionInpaintPipeline draw the same weights from the same noise. Random weights, real classes."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,18 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
-from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img, pipeline_stable_diffusion_inpaint
+from PIL import Image
 from reference_models import part
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -60,7 +66,14 @@ def with_vocabulary(config: StableDiffusionConfig) -> StableDiffusionConfig:
 
 POCKET, SMALLEST = with_vocabulary(random_weights.POCKET), with_vocabulary(random_weights.SMALLEST)
 SCHEDULE = {key: value for key, value in checkpoint_files.SCHEDULER.items() if key != "_class_name"}
-SCHEDULERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "euler": EulerDiscreteScheduler}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "pndm": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "heun": HeunDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class Case:
     strength: float | None = None  # of a picture to begin at
     weighted: bool = False  # WEIGHTED instead of PROMPT
     upscale: float | None = None  # of latents, for a second pass
+    masked: bool = False  # a part of the picture is drawn anew
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,7 @@ def second_pass(
     drawn = torch.from_numpy(noise_generator("philox", SEED).draw(tuple(larger.shape[1:])))[None]
     again = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     again.set_progress_bar_config(disable=True)
-    with mock.patch.object(pipeline_stable_diffusion_img2img, "randn_tensor", return_value=drawn):
+    with drawing(drawn):
         return again(**told, image=larger, strength=UPSCALE_STRENGTH).images
 
 
@@ -110,13 +124,40 @@ def source(case: Case) -> np.ndarray:
     return coarse.repeat(8, axis=0).repeat(8, axis=1)
 
 
+def mask(case: Case) -> np.ndarray:
+    """What of it is drawn anew, uint8 (height, width): a part whose edges lie across latents."""
+    made = np.zeros((case.height, case.width), np.uint8)
+    made[5 : case.height // 2 + 3, case.width // 4 + 1 : -9] = 255
+    return made
+
+
 def beginning(case: Case, vae: AutoencoderKL, drawn: torch.Tensor) -> dict[str, Any]:
-    """What diffusers is to begin at: noise and a size, or the latents of a picture, to which it adds the same noise."""
+    """What diffusers is to begin at: noise and a size, or a picture and its mask, or the latents of a picture; to these
+    it adds the same noise."""
+    size = {"width": case.width, "height": case.height}
+    if case.masked:
+        pictures = {"image": Image.fromarray(source(case)), "mask_image": Image.fromarray(mask(case))}
+        return pictures | size | {"strength": case.strength}
     if case.strength is None:
-        return {"latents": drawn, "width": case.width, "height": case.height}
+        return {"latents": drawn} | size
     pixels = torch.from_numpy(source(case)).permute(2, 0, 1)[None] / 127.5 - 1
     mean = vae.encode(pixels).latent_dist.mode()  # diffusers would draw from the distribution, the runtime does not
     return {"image": mean * vae.config.scaling_factor, "strength": case.strength}
+
+
+@contextlib.contextmanager
+def drawing(noise: torch.Tensor) -> Iterator[None]:
+    """In here diffusers' pipelines of pictures, which take no latents, draw this noise, and encode to the mean."""
+    modules = pipeline_stable_diffusion_img2img, pipeline_stable_diffusion_inpaint
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "randn_tensor", return_value=noise))
+        stack.enter_context(
+            mock.patch.object(
+                pipeline_stable_diffusion_inpaint, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode()
+            )
+        )
+        yield
 
 
 def scheduler(case: Case) -> Any:
@@ -149,8 +190,8 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
         text_encoder.__dict__["text_model"] = text_encoder
     pictures = []
     for case in cases:
-        kind = StableDiffusionPipeline if case.strength is None else StableDiffusionImg2ImgPipeline
-        pipeline = kind(
+        begun = StableDiffusionInpaintPipeline if case.masked else StableDiffusionImg2ImgPipeline
+        pipeline = (StableDiffusionPipeline if case.strength is None else begun)(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer(),
@@ -171,8 +212,7 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
             empty, _ = pipeline.encode_prompt("", "cpu", 1, False, clip_skip=case.clip_skip)
             negative = torch.cat([negative, empty], dim=1)
         drawn = torch.from_numpy(noise(case, factor))[None]
-        # Image to image takes no latents, and draws its noise by this function.
-        with mock.patch.object(pipeline_stable_diffusion_img2img, "randn_tensor", return_value=drawn):
+        with drawing(drawn):
             told |= {"negative_prompt_embeds": negative, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
             told["output_type"] = "latent"
             latents = pipeline(**told, **beginning(case, vae, drawn)).images
@@ -191,6 +231,7 @@ def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> Non
     begin = {} if case.strength is None else {"image": source(case), "strength": case.strength}
     if case.upscale is not None:
         begin = {"upscale": case.upscale, "upscale_strength": UPSCALE_STRENGTH}
+    begin |= {"mask": mask(case), "paste_back": False} if case.masked else {}
     result = load(bundle, provider="cpu", low_memory=True)(
         WEIGHTED if case.weighted else PROMPT,
         negative_prompt=NEGATIVE,
@@ -243,6 +284,11 @@ def assert_all_drawn(networks: Networks, bundle_for: Callable[[str], Path], case
         assert_the_runtime_draws(bundle_for(case.prediction_type), case, expected)
 
 
+def filling_in(config: StableDiffusionConfig) -> StableDiffusionConfig:
+    """The same model for inpainting, whose UNet is told of the mask and of what is beside it."""
+    return replace(config, unet=replace(config.unet, in_channels=9))
+
+
 def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], folder: Path) -> None:
     """Write a checkpoint of random weights, export it for each prediction type, and draw all cases both ways."""
     state = random_weights.random_state(config)
@@ -262,6 +308,7 @@ def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], 
 def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
     cases = [Case("ddim"), Case("pndm"), Case("ddim", strength=0.6), Case("ddim", weighted=True)]
     cases.append(Case("ddim", width=32, height=32, upscale=1.5))
+    cases += [Case("ddim", strength=1.0, masked=True), Case("euler", strength=0.6, masked=True)]
     assert_a_small_size_draws(SMALLEST, cases, tmp_path)
 
 
@@ -282,6 +329,33 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("euler", width=32, height=32, upscale=1.5),
     ]
     assert_a_small_size_draws(POCKET, cases, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_smallest_inpainting_model_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    cases = [Case("ddim", strength=1.0, masked=True), Case("euler", strength=0.6, masked=True)]
+    assert_a_small_size_draws(filling_in(SMALLEST), cases, tmp_path)
+
+
+# PNDM at full strength alone: of its list, which has one timestep twice, diffusers takes a slice that is no beginning.
+MASKED = [
+    Case("ddim", strength=1.0, masked=True),
+    Case("ddim", strength=0.6, masked=True, width=40, height=72),
+    Case("euler", strength=1.0, masked=True),
+    Case("euler", strength=0.5, masked=True),
+    Case("dpmpp_2m", strength=1.0, masked=True),
+    Case("dpmpp_2m", strength=0.7, masked=True),
+    Case("pndm", strength=1.0, masked=True),
+    Case("heun", strength=0.6, masked=True),
+    Case("unipc", strength=0.6, masked=True),
+    Case("ddim", strength=0.8, masked=True, prediction_type="v_prediction"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [POCKET, filling_in(POCKET)], ids=["blended", "told"])
+def test_the_pocket_size_fills_in_what_diffusers_fills_in(config: StableDiffusionConfig, tmp_path: Path) -> None:
+    assert_a_small_size_draws(config, MASKED, tmp_path)
 
 
 @pytest.mark.full

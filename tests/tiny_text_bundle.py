@@ -209,14 +209,34 @@ def manifest(files: dict[str, bytes], prediction_type: str = "epsilon") -> dict[
     }
 
 
-def write(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """Write the bundle into ``folder``/tiny-text."""
+def told_unet() -> bytes:
+    """A U-Net that is told of a mask and the masked sample, in channels 4 and 5 to 8, and adds both to its output."""
+    made, constants = nodes()["unet"]
+    node, bounds = helper.make_node, {"x": (0, CHANNELS), "mask": (CHANNELS, CHANNELS + 1), "masked": (CHANNELS + 1, 9)}
+    constants["channel"] = np.array([1])
+    before, after = [], made[-1]
+    for name, (begin, end) in bounds.items():
+        constants |= {f"{name}_begin": np.array([begin]), f"{name}_end": np.array([end])}
+        before.append(node("Slice", ["sample", f"{name}_begin", f"{name}_end", "channel"], [name]))
+    made[3].input[0], after.output[0] = "x", "plain"
+    sums = [node("Add", ["plain", "mask"], ["with_mask"]), node("Add", ["with_mask", "masked"], ["out_sample"])]
+    inputs = [tensor("sample", ["batch", 9, "h", "w"]), *INPUTS["unet"][1:]]
+    return model([*before, *made, *sums], inputs, OUTPUTS["unet"], constants)
+
+
+def write(folder: Path, prediction_type: str = "epsilon", told: bool = False) -> Path:
+    """Write the bundle into ``folder``/tiny-text, one for inpainting if its U-Net is ``told`` of masks."""
     target = folder / "tiny-text"
     target.mkdir(parents=True)
     files = {f"{role}.onnx": data for role, data in graphs().items()} | {"tokenizer.json": tokenizer()}
+    files |= {"unet.onnx": told_unet()} if told else {}
+    made = manifest(files, prediction_type)
+    if told:
+        made["unet_input"] += [{"name": "mask", "channels": 1}, {"name": "masked_sample", "channels": CHANNELS}]
+        made["graphs"]["unet"]["fp32"]["inputs"] = [tensor("sample", ["batch", 9, "h", "w"]), *INPUTS["unet"][1:]]
     for name, data in files.items():
         (target / name).write_bytes(data)
-    (target / "manifest.json").write_text(json.dumps(manifest(files, prediction_type)))
+    (target / "manifest.json").write_text(json.dumps(made))
     return target
 
 
