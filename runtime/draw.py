@@ -40,6 +40,7 @@ MASK = "what of it is drawn anew: white; black is kept, grey changes less than w
 PASTE_BACK = "leave what is kept as the VAE decodes it, without the picture's own pixels"
 OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder, with --to .gif or .webp"
 PROMPTS = "a list to draw into the folder -o: on each line a prompt or label, or JSON if it is .jsonl (docs/prompts.md)"
+SHEET = "with --prompts: one picture of all of them, each above its words"
 SEED = "of the first image, the next has the next; without it one is drawn and printed"
 
 
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_frames_arguments(parser)
     add_plan_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help=OUTPUT)
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help=SHEET)
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one file for each image")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     add_machine_arguments(parser)
@@ -179,6 +181,8 @@ def draw(arguments: argparse.Namespace) -> int:
     """Draw what the words on a command line ask for, or a list in a file."""
     if not 1 <= arguments.count <= MAX_COUNT:
         raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
+    if arguments.sheet is not None and arguments.prompts is None:
+        raise RequestError("--sheet shows what --prompts asks for, with its words; for one prompt there is --grid")
     with stoppable(timeout=arguments.timeout):
         pipeline = load(
             arguments.model,

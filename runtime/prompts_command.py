@@ -7,18 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.arguments import parse_size
-from runtime.bundle import TextConditioning
+from runtime.bundle import ClassConditioning, TextConditioning
+from runtime.contact_sheet import MAX_PICTURES, captioned, contact_sheet
 from runtime.draw_list import Report, draw_list
 from runtime.errors import RequestError
 from runtime.extend import parse_extend
 from runtime.frames_command import frames_flag
-from runtime.image import FORMATS
-from runtime.picture_index import INDEX
+from runtime.image import FORMATS, check_writable, encode_image, write_file
+from runtime.picture_index import INDEX, read_index
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import plan_settings
 from runtime.progress import ProgressBar, announced
 from runtime.prompt_list import read_prompt_list
+from runtime.result import image_path
 from runtime.variation_arguments import variation_settings
 
 FAILED = 2
@@ -27,6 +31,8 @@ FAILED = 2
 def draw_prompts(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
     """Draw a list; at the end say what failed, each in a line, and what there is."""
     check_flags(arguments)
+    if arguments.sheet is not None:
+        check_writable(image_path(arguments.sheet), arguments.overwrite)
     is_text = isinstance(pipeline.bundle.conditioning, TextConditioning)
     entries = read_prompt_list(arguments.prompts, "prompt" if is_text else "label")
     print(pipeline.provider_reason, flush=True)
@@ -40,6 +46,8 @@ def draw_prompts(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
             arguments.overwrite,
             progress,
         )
+    if arguments.sheet is not None:
+        write_sheet(arguments, pipeline, report)
     # All pictures of a line may have failed for the same reason, which is told once.
     for line, reason in dict.fromkeys((each.line, each.error) for each in report.failures):
         print(f"error: {arguments.prompts}, line {line}: {reason}", file=sys.stderr)
@@ -63,6 +71,24 @@ def check_flags(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     if output.suffix.lower() in (*FORMATS, ".npz"):
         raise RequestError(f"with --prompts -o names a folder, and {output} is named like a file")
+
+
+def write_sheet(arguments: argparse.Namespace, pipeline: Pipeline, report: Report) -> None:
+    """Show on one sheet what there is of the list.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+    conditioning = pipeline.bundle.conditioning
+    names = conditioning.names if isinstance(conditioning, ClassConditioning) else ()
+    count = report.drawn + report.kept + len(report.failures)
+    pictures = captioned(read_index(arguments.output, report.seed), names, count)
+    if not pictures:
+        return
+    sheet = np.asarray(contact_sheet(pictures[:MAX_PICTURES]))
+    write_file(arguments.sheet, encode_image(sheet, arguments.sheet.suffix.lower()))
+    shown = f"the first {MAX_PICTURES} of " if len(pictures) > MAX_PICTURES else ""
+    print(f"{arguments.sheet}: {shown}{len(pictures)} pictures with their words")
 
 
 def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:
