@@ -16,6 +16,7 @@ import pytest
 from training import checkpoint
 from training.__main__ import main
 from training.stable_diffusion.pocket.checkpoint import STATE
+from training.stable_diffusion.pocket.config import pocket
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,4 +97,4 @@ def test_what_was_saved_survives_a_kill_an_interruption_and_the_end_of_the_time(
     process = start(tmp_path, "--minutes", "0")
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0
-    assert f"vae: time is up at step {before + 1} of 10000; continue with --resume" in error
+    assert f"vae: time is up at step {before + 1} of {pocket().vae.optimizer.steps}; continue with --resume" in error
