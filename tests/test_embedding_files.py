@@ -199,6 +199,12 @@ def test_files_of_something_else(tmp_path: Path, suffix: str, data: bytes) -> No
     refused(path)
 
 
+def test_a_tensor_of_too_many_dimensions(tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1] * 80, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "its tensor 'x' has 80 dimensions" in refused(tmp_path / "x.safetensors")
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "x.pt")
     assert "it must be one of .safetensors, .pt, .bin" in refused(tmp_path / "x.ckpt")
@@ -322,6 +328,8 @@ PROGRAMS = {
     "an instance": b"(S'touch called'\nios\nsystem\n.",
     "an extension": b"\x82\x01.",
     "a name made of values": b"\x8c\x02os\x8c\x06system\x93.",
+    # Forty pairs, each of the one before twice: a few hundred bytes that would print as terabytes.
+    "names that double": b")\x94" + b"".join(b"h%ch%c\x86\x94" % (k, k) for k in range(40)) + b"\x8c\x01x\x93.",
     "nested names": b"(" * 50_000 + b"t" * 50_000 + b"\x8c\x01x\x93.",
     "a deep key": b"}" + b"(" * 50_000 + b"t" * 50_000 + b"Ns.",
     "deep": b"(" * 50_000 + b"l" * 50_000 + b".",

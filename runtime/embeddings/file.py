@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors import SafetensorError, deserialize
 
 from runtime.embeddings.pickle_machine import Module, Tensor, UnreadableError
-from runtime.embeddings.torch_file import as_float32, read_torch
+from runtime.embeddings.torch_file import MAX_DIMENSIONS, as_float32, read_torch
 from runtime.errors import RequestError, one_line
 from runtime.source_image import reading
 
@@ -120,10 +120,13 @@ def safetensors_content(data: bytes) -> dict[str, Float32]:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise UnreadableError(one_line(error)) from error
+    floats = {name: entry for name, entry in entries if entry["dtype"] in DTYPES}
+    for name, entry in floats.items():
+        if len(entry["shape"]) > MAX_DIMENSIONS:
+            raise UnreadableError(f"its tensor {plain(name[:20])!r} has {len(entry['shape'])} dimensions")
     return {
         name: as_float32(bytes(entry["data"]), DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in entries
-        if entry["dtype"] in DTYPES
+        for name, entry in floats.items()
     }
 
 
@@ -168,10 +171,10 @@ def picture_text(file: Path | io.BytesIO, where: str) -> str | None:
 
 
 def carries_embedding(path: Path) -> bool:
-    """Whether a picture's text has an embedding; a broken picture has none."""
+    """Whether a picture's text has an embedding; a broken picture, or one that is too large to be read, has none."""
     try:
-        return picture_text(path, str(path)) is not None
-    except RequestError:
+        return path.stat().st_size <= MAX_BYTES and picture_text(path, str(path)) is not None
+    except (RequestError, OSError):
         return False
 
 

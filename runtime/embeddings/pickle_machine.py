@@ -146,7 +146,9 @@ class Machine:
                 raise TypeError(f"a key is {type(key).__name__}")
             target[key] = value
 
-    def name(self, module: str, name: str) -> None:
+    def name(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):  # tuples of themselves print without an end
+            raise TypeError("a name is no text")
         full = f"{module}.{name}"
         if full not in NAMES:
             raise UnreadableError(f"it asks for {full[:100]!r}, and only tensors are read, since a pickle can run code")
