@@ -151,10 +151,7 @@ def interpolate(
     recipe = pipeline.recipe(**settings)
     check_pixels(frames, recipe)
     seed = recipe.settings.seed
-    try:
-        last_seed = seed if to_seed is None else image_seed(to_seed, 0)
-    except RequestError as error:
-        raise RequestError(f"to_{error}") from error
+    last_seed = seed if to_seed is None else image_seed(to_seed, 0, "to_seed")
     start, goal = (recipe.settings.varied([each])[0] for each in ends)
     leads = {} if to is None else {f"to_{name}": goal[name]}
     leads |= {} if to_seed is None else {"to_seed": last_seed}

@@ -145,7 +145,10 @@ class ClassToImage(Pipeline):
         Raises:
             RequestError: there is none, or one that the model does not have.
         """
-        labels = np.atleast_1d(np.asarray(class_labels))
+        try:
+            labels = np.atleast_1d(np.asarray(class_labels))
+        except ValueError:  # numbers beside lists of them
+            labels = np.asarray(class_labels, object)
         if labels.size and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
             raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
         if not len(labels):

@@ -52,9 +52,13 @@ def draw_each(generators: Sequence[NoiseGenerator], shape: tuple[int, ...]) -> F
     return np.stack([generator.draw(shape) for generator in generators])
 
 
-def image_seed(seed: int, k: int) -> int:
-    """The seed of image ``k`` of a request: (seed + k) mod 2**64. A ``seed`` out of range is a RequestError."""
-    return (_unsigned("seed", seed, bits=64) + k) % 2**64
+def image_seed(seed: int, k: int, name: str = "seed") -> int:
+    """The seed of image ``k`` of a request: (seed + k) mod 2**64.
+
+    Raises:
+        RequestError: the argument, which is called ``name``, is out of range.
+    """
+    return (_unsigned(name, seed, bits=64) + k) % 2**64
 
 
 def philox4x32(counter: UInt32, key: tuple[int, int]) -> UInt32:

@@ -26,13 +26,13 @@ from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, RequestError, one_line
 from runtime.fields import Fields
-from runtime.image import METADATA_KEY, UInt8
+from runtime.image import METADATA_KEY, UInt8, check_writable
 from runtime.loading import load
 from runtime.model_plan import plan_sha256
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import SAMPLER_OPTIONS, read_plan
 from runtime.prompt_syntax import shortened
-from runtime.result import Result
+from runtime.result import Result, image_path
 from runtime.source_image import MAX_BYTES, MAX_PIXELS, reading
 from runtime.text_to_image import TextToImage
 
@@ -90,6 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def replay(arguments: argparse.Namespace) -> int:
     """Draw again and compare; the exit status is 0 if the pictures are the same but for rounding, and else 1."""
     carried = read_carried(arguments.picture)
+    if arguments.output is not None:
+        check_writable(image_path(arguments.output), arguments.overwrite)
     model = carried_bundle(carried.bundle) if arguments.model is None else arguments.model
     learned = embedding_settings(arguments)
     pipeline = load(model, arguments.provider, low_memory=carried.low_memory, embeddings=learned)
@@ -138,13 +140,14 @@ def draw_again(pipeline: Pipeline, carried: Carried, arguments: argparse.Namespa
         settings["mask"] = arguments.mask
         if "extend" not in settings:  # which makes a mask of its own, where none was given
             needed(arguments.mask, "was drawn with a mask; give it with --mask")
-    result = pipeline(carried.condition, **settings)
-    if result.metadata.get("image_sha256") != carried.image_sha256:
+    request = pipeline.request(carried.condition, **settings)
+    made = request[0].metadata
+    if made.get("image_sha256") != carried.image_sha256:
         raise RequestError(f"{arguments.image} is not the picture that {arguments.picture} began at")
-    if result.metadata.get("mask_sha256") != carried.mask_sha256:
+    if made.get("mask_sha256") != carried.mask_sha256:
         given = "no mask" if arguments.mask is None else arguments.mask
         raise RequestError(f"{given} is not the mask that {arguments.picture} was drawn with; give that with --mask")
-    return result
+    return pipeline.draw(*request)
 
 
 def check_embeddings(pipeline: Pipeline, carried: Carried, picture: Path) -> None:

@@ -57,7 +57,7 @@ def open_mask(mask: MaskInput) -> Image.Image:
     if isinstance(mask, np.ndarray):
         if mask.dtype == np.bool_:
             mask = mask.astype(np.uint8) * np.uint8(255)
-        elif mask.size and mask.max() == 1:  # which would be read as black
+        elif mask.dtype == np.uint8 and mask.size and mask.max() == 1:  # which would be read as black
             raise RequestError("mask is an array of at most 1, and white is 255; multiply it, or give an array of bool")
     return open_image(mask, "mask").convert("L")
 

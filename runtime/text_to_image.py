@@ -137,7 +137,8 @@ class TextToImage(Pipeline):
         clip_skip = self.check_clip_skip(clip_skip)
         begun, masked = source.image is not None, source.mask is not None
         if upscale is not None and masked:
-            raise RequestError("a second pass draws anew what the mask keeps, too; leave out upscale, or the mask")
+            kept, which = ("mask", "the mask") if mask is not None else ("extension", "extend")
+            raise RequestError(f"a second pass draws anew what the {kept} keeps, too; leave out upscale, or {which}")
         chosen = self.settings(DEFAULT_BATCH_SIZE, from_image=begun, masked=masked, **settings)
         begin = source.fit(width, height)
         metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)

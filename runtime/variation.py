@@ -71,10 +71,7 @@ def variation_of(seed: int | None, strength: float | None) -> Variation | None:
         if strength:
             raise RequestError(f"variation_strength {strength:g} leads towards another seed; give a variation_seed")
         return None
-    try:
-        first = image_seed(seed, 0)
-    except RequestError as error:
-        raise RequestError(f"variation_{error}") from error
+    first = image_seed(seed, 0, "variation_seed")
     return Variation(first, strength) if strength else None
 
 

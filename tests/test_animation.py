@@ -246,6 +246,7 @@ def test_from_python_what_is_wrong_is_told_as_well(text: Pipeline, classes: Pipe
         (text, "red", {}, "there is nothing to lead to"),
         (text, "red", {"to": 5}, "a prompt must be a string, not int"),
         (text, "red", {"to": "blue", "negative_prompt": ["a", "b"]}, "all frames have the same one"),
+        (classes, [0], {"to": 1}, r"class_labels \[\[0\], 1\] must be a whole number or a list of them"),
         (classes, 0, {"to": 7}, "label 7 is out of range"),
         (classes, 0, {"to": 1, "negative_prompt": "x"}, "takes no text; leave out negative_prompt"),
     ):

@@ -310,6 +310,7 @@ def test_masks_of_every_kind_are_the_same(tmp_path: Path) -> None:
     [
         (3, "mask is int; it must be a file"),
         (np.zeros((8, 8)), "mask is an array float64"),
+        (np.array([["white"]]), "mask is an array <U5"),
         (np.eye(8, dtype=np.uint8), "mask is an array of at most 1, and white is 255"),
         (np.zeros((4, 8), bool), "the mask has 8x4 pixels and the image 8x8; give both in one size"),
         (np.zeros((0, 8), bool), "mask is an array uint8"),

@@ -170,6 +170,10 @@ def test_too_little_memory_for_the_larger_size(text: TextToImage, monkeypatch: p
             "a second pass draws anew what the mask keeps, too; leave out upscale, or the mask",
         ),
         (
+            {"upscale": 2, "image": np.zeros((8, 12, 3), np.uint8), "extend": {"left": 4}},
+            "a second pass draws anew what the extension keeps, too; leave out upscale, or extend",
+        ),
+        (
             {"upscale": 2, "upscale_steps": 2, "upscale_strength": 0.1},
             "the second pass, 24x16: strength 0.1 of 2 steps",
         ),
