@@ -17,7 +17,6 @@ from runtime.cancel import stoppable
 from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
-from runtime.extend import parse_extend
 from runtime.frames_command import add_frames_arguments, draw_frames, frames_flag
 from runtime.image import check_size, check_writable, grid_size, write_file
 from runtime.loading import load
@@ -29,15 +28,13 @@ from runtime.prompts_command import draw_prompts
 from runtime.result import Result, image_paths
 from runtime.second_pass import enlarged_size
 from runtime.source import open_source
+from runtime.source_arguments import add_source_arguments, check_source_flags, source_settings
 from runtime.source_image import open_image, open_mask
 from runtime.variation_arguments import add_variation_arguments, variation_settings
 
 MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 ARRAYS = ".npz"
 CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
-EXTEND = "draw beyond its edges: left, top, right, bottom, such as left=64,bottom=128"
-MASK = "what of it is drawn anew: white; black is kept, grey changes less than white"
-PASTE_BACK = "leave what is kept as the VAE decodes it, without the picture's own pixels"
 OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder, with --to .gif or .webp"
 PROMPTS = "a list to draw into the folder -o: on each line a prompt or label, or JSON if it is .jsonl (docs/prompts.md)"
 SHEET = "with --prompts: one picture of all of them, each above its words"
@@ -59,12 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rng", choices=sorted(GENERATORS), default="philox", help="noise generator (default: %(default)s)"
     )
     parser.add_argument("--guidance-scale", type=float, help="1 is off (default: the model's)")
-    group = parser.add_argument_group("image to image")
-    group.add_argument("--image", type=Path, metavar="FILE", help="begin at this picture instead of noise alone")
-    group.add_argument("--strength", type=float, help="how much of it changes, 0 to 1 (default: 0.8, with a mask 1)")
-    group.add_argument("--mask", type=Path, metavar="FILE", help=MASK)
-    group.add_argument("--extend", metavar="SIDE=PIXELS,...", help=EXTEND)
-    group.add_argument("--no-paste-back", dest="paste_back", action="store_false", default=None, help=PASTE_BACK)
+    add_source_arguments(parser)
     add_embedding_arguments(parser)
     add_variation_arguments(parser)
     add_frames_arguments(parser)
@@ -118,27 +110,18 @@ def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[lis
 
 
 def image_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The image to begin at and its mask, opened, and what else is said of it, where they are given.
+    """What is said of the image to begin at, with it and its mask opened.
 
     Raises:
         RequestError: a file is no picture, or something is said of an image and there is none.
     """
-    if arguments.image is None:
-        if arguments.strength is not None:
-            raise RequestError(f"--strength {arguments.strength:g} says how much of an --image changes; give one")
-        for flag, value in (("--mask", arguments.mask), ("--extend", arguments.extend)):
-            if value is not None:
-                raise RequestError(f"{flag} {value} says what of an --image is drawn anew; give one")
-    if arguments.paste_back is not None and arguments.mask is None and arguments.extend is None:
-        raise RequestError("--no-paste-back says what is done with what a --mask keeps; give one")
-    given = {
-        "image": None if arguments.image is None else open_image(arguments.image),
-        "strength": arguments.strength,
-        "mask": None if arguments.mask is None else open_mask(arguments.mask),
-        "extend": None if arguments.extend is None else parse_extend(arguments.extend),
-        "paste_back": arguments.paste_back,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+    masked = arguments.mask is not None or arguments.extend is not None
+    check_source_flags(arguments, arguments.image is not None, masked)
+    given = source_settings(arguments)
+    for name, opened in (("image", open_image), ("mask", open_mask)):
+        if name in given:
+            given[name] = opened(given[name])
+    return given
 
 
 def check_output(arguments: argparse.Namespace, count: int, columns: int, width: int, height: int) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from runtime.bundle import ClassConditioning, TextConditioning
 from runtime.contact_sheet import MAX_PICTURES, captioned, contact_sheet
 from runtime.draw_list import Report, draw_list
 from runtime.errors import RequestError
-from runtime.extend import parse_extend
 from runtime.frames_command import frames_flag
 from runtime.image import FORMATS, check_writable, encode_image, write_file
 from runtime.picture_index import INDEX, read_index
 from runtime.pipeline import Pipeline
 from runtime.plan_arguments import plan_settings
 from runtime.progress import ProgressBar, announced
-from runtime.prompt_list import read_prompt_list
+from runtime.prompt_list import Entry, read_prompt_list
 from runtime.result import image_path
+from runtime.source_arguments import check_source_flags, source_settings
 from runtime.variation_arguments import variation_settings
 
 FAILED = 2
@@ -35,6 +36,7 @@ def draw_prompts(arguments: argparse.Namespace, pipeline: Pipeline) -> int:
         check_writable(image_path(arguments.sheet), arguments.overwrite)
     is_text = isinstance(pipeline.bundle.conditioning, TextConditioning)
     entries = read_prompt_list(arguments.prompts, "prompt" if is_text else "label")
+    check_source(arguments, entries)
     print(pipeline.provider_reason, flush=True)
     with announced(sys.stderr), ProgressBar(sys.stderr) as progress:
         report = draw_list(
@@ -73,6 +75,18 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise RequestError(f"with --prompts -o names a folder, and {output} is named like a file")
 
 
+def check_source(arguments: argparse.Namespace, entries: Sequence[Entry]) -> None:
+    """Refuse flags that say something of images where no line begins at one.
+
+    Raises:
+        RequestError: with the flag.
+    """
+    begun = [each.values for each in entries if arguments.image is not None or "image" in each.values]
+    flags = arguments.mask is not None or arguments.extend is not None
+    masked = bool(begun) and (flags or any("mask" in each or "extend" in each for each in begun))
+    check_source_flags(arguments, bool(begun), masked)
+
+
 def write_sheet(arguments: argparse.Namespace, pipeline: Pipeline, report: Report) -> None:
     """Show on one sheet what there is of the list.
 
@@ -102,15 +116,11 @@ def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "clip_skip": arguments.clip_skip,
         "guidance_scale": arguments.guidance_scale,
         "rng": arguments.rng,
-        "image": arguments.image,
-        "strength": arguments.strength,
-        "mask": arguments.mask,
-        "extend": None if arguments.extend is None else parse_extend(arguments.extend),
-        "paste_back": arguments.paste_back,
         "batch_size": arguments.batch_size,
     }
     return (
         {name: value for name, value in flags.items() if value is not None}
+        | source_settings(arguments)
         | variation_settings(arguments)
         | plan_settings(arguments)
     )

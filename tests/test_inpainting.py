@@ -444,3 +444,27 @@ def test_a_list_has_masks_of_its_own(
     for k, result in enumerate(expected, 1):
         with Image.open(f"drawn/{k:05d}-red.png") as drawn:
             np.testing.assert_array_equal(np.asarray(drawn), result.images[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mask", "mask.png"], "--mask mask.png says what of an --image is drawn anew"),
+        (["--extend", "left=2"], "--extend left=2 says what of an --image is drawn anew"),
+        (["--strength", "0.5"], "--strength 0.5 says how much of an --image changes"),
+        (["--no-paste-back"], "--no-paste-back says what is done with what a --mask keeps"),
+    ],
+)
+def test_flags_of_an_image_are_for_a_list_that_has_one(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Callable[..., str],
+    flags: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("red\n")
+    command = ["--model", models / "tiny-text", "--prompts", "list.txt", "-o", "drawn"]
+    assert message in refusal(main, *command, *flags)
+    assert not Path("drawn").exists()

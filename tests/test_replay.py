@@ -76,6 +76,8 @@ def test_a_picture_that_began_at_one(models: Path, refusal: Callable[..., str]) 
     assert main(["replay", "out.png", "--image", "begin.png"]) == 0
     assert "began at a picture; give it with --image" in refusal(main, "replay", "out.png")
     assert "other.png is not the picture" in refusal(main, "replay", "out.png", "--image", "other.png")
+    output = ["--image", "begin.png", "-o", "other.png"]
+    assert "other.png exists; choose another name" in refusal(main, "replay", "out.png", *output)
 
 
 def test_a_picture_drawn_by_a_plan(models: Path, refusal: Callable[..., str]) -> None:
