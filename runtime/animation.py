@@ -183,9 +183,7 @@ def ends_of(
 
 
 def check_pixels(frames: int, recipe: Recipe) -> None:
-    made, second = recipe.metadata, recipe.second
-    width, height = made.get("width", recipe.shape[-1]), made.get("height", recipe.shape[-2])
-    width, height = (width, height) if second is None else (second.width, second.height)
+    width, height = recipe.size
     if frames * width * height > MAX_PIXELS:
         raise RequestError(
             f"{frames} frames of {width}x{height} have {frames * width * height} pixels; at most {MAX_PIXELS}: draw "

@@ -26,10 +26,11 @@ from runtime.limits import check_whole
 from runtime.noise import image_seed
 from runtime.picture_index import Index, Record, locked, read_index, remove_leftovers
 from runtime.pipeline import Pipeline
+from runtime.prompt_encoding import PROMPTS
 from runtime.prompt_list import MAX_PICTURES, Entry
 from runtime.recipe import Recipe
 from runtime.steps import Progress
-from runtime.text_to_image import PROMPTS, TextToImage
+from runtime.text_to_image import TextToImage
 
 SLUG_CHARACTERS = 40
 SUFFIX = ".png"

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
-from runtime.arithmetic import clip_original, combine, first_sample, guided
+from runtime.arithmetic import clip_original, combine, first_sample
 from runtime.bundle import Bundle
 from runtime.cancel import CancelToken, check_limits, stoppable
-from runtime.conditioning import Between, Told
+from runtime.conditioning import Told
 from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.image import UInt8
@@ -33,9 +33,9 @@ from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, draw_each, image_seed
 from runtime.plan import Plan
+from runtime.prediction import predict
 from runtime.recipe import Recipe, Settings, with_strength
 from runtime.result import Result
-from runtime.session import Array, Session, as_inputs
 from runtime.steps import Progress, Row, Rows, Step, finished, steps
 from runtime.variation import Noise, generator_of, variation_of
 
@@ -287,7 +287,7 @@ class Pipeline(ABC):
         for i in range(len(plan)):
             scale = 1 + float(plan.guidance[i]) * (guidance_scale - 1)
             taken = region.network_input(samples[0])
-            output = self.predict(unet, taken, float(plan.timesteps[i]), conditioning, scale, plan)
+            output = predict(unet, taken, float(plan.timesteps[i]), conditioning, scale, plan, self.networks.low_memory)
             pred_original = combine(plan.x0_weights[i], [samples[0], output])
             if plan.clip_sample is not None:
                 output, pred_original = clip_original(plan.x0_weights[i], samples[0], output, plan.clip_sample)
@@ -300,23 +300,6 @@ class Pipeline(ABC):
                 raise RequestError(f"row {i + 1} of {len(plan)} is no longer finite; {remedy}")
             samples.appendleft(following)
             yield Row(following, pred_original, tuple(range(len(seeds))))
-
-    def predict(
-        self, unet: Session, sample: Float32, timestep: float, conditioning: Told, scale: float, plan: Plan
-    ) -> Float32:
-        """The guided output of the network for x, float32 (B, C, H, W) (Ho & Salimans 2022, eq. 6, with s = w + 1)."""
-        if isinstance(conditioning, Between):
-            both = conditioning.first, conditioning.second
-            return conditioning.mix(*(self.predict(unet, sample, timestep, each, scale, plan) for each in both))
-        if scale == 1:
-            return evaluate(unet, sample, timestep, conditioning.cond)
-        if self.networks.low_memory:
-            uncond = evaluate(unet, sample, timestep, conditioning.uncond)
-            cond = evaluate(unet, sample, timestep, conditioning.cond)
-        else:
-            outputs = evaluate(unet, np.concatenate([sample, sample]), timestep, conditioning.both())
-            uncond, cond = np.split(outputs, 2)
-        return guided(uncond, cond, scale, plan.guidance_rescale)
 
     def metadata(self, settings: Settings, image: Image | None = None) -> dict[str, Any]:
         """What made a picture, as JSON values.
@@ -340,13 +323,6 @@ class Pipeline(ABC):
             "provider": self.networks.provider,
             "onnxruntime": import_engine().__version__,
         }
-
-
-def evaluate(unet: Session, sample: Float32, timestep: float, conditions: Mapping[str, Array]) -> Float32:
-    """One run of the U-Net."""
-    inputs: dict[str, Array] = {"sample": sample, "timestep": np.full(len(sample), timestep, np.float32), **conditions}
-    output: Float32 = unet.run(**as_inputs(unet, inputs))["out_sample"]
-    return output
 
 
 def padded(history: deque[Float32]) -> list[Float32 | None]:

@@ -102,6 +102,14 @@ class Recipe:
         return self.settings.guided or (self.second is not None and self.second.settings.guided)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a finished picture, in pixels; a second pass never makes it smaller than the first."""
+        if self.second is not None:
+            return self.second.width, self.second.height
+        height, width = self.shape[-2:]  # of models of pixels, which say no size
+        return self.metadata.get("width", width), self.metadata.get("height", height)
+
+    @property
     def last_shape(self) -> tuple[int, ...]:
         """Of one finished sample, (C, H, W)."""
         return self.shape if self.second is None else self.second.shape

@@ -153,3 +153,25 @@ def finished(rows: Rows[T]) -> T:
         except StopIteration as end:
             value: T = end.value
             return value
+
+
+def of_images(rows: Rows[Float32], images: list[int]) -> Rows[Float32]:
+    """A group's rows as those of the whole request, of which it draws some images."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration as end:
+            last: Float32 = end.value
+            return last
+        yield row.of(images)
+
+
+def of_all(progress: Progress | None, before: int, rows: int) -> Progress | None:
+    """A group's progress as that of the whole request.
+
+    Args:
+        progress: of the request.
+        before: rows that were done when the group began.
+        rows: of all groups.
+    """
+    return None if progress is None else lambda done, _: progress(before + done, rows)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from runtime.bundle import Bundle, Latents, TextConditioning
-from runtime.conditioning import Conditioning, mixed
+from runtime.conditioning import Conditioning
 from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
@@ -27,31 +26,20 @@ from runtime.networks import Networks
 from runtime.pipeline import Pipeline, Request
 from runtime.preview import preview_latents
 from runtime.prompt import PromptTokenizer, texts
+from runtime.prompt_encoding import PROMPTS, Group, encode_prompts
 from runtime.recipe import Recipe
 from runtime.result import Result
 from runtime.second_pass import PIXELS, described, enlarge, second_pass, take_upscale
-from runtime.session import Array
 from runtime.source import check_source, open_source
 from runtime.source_image import ImageInput, MaskInput
-from runtime.steps import Progress, Rows
-from runtime.text_encoder import encode_chunks, followed_by
+from runtime.steps import Progress, Rows, of_all, of_images
 from runtime.vae import Tiling, decode, encode
 from runtime.variation import Noise, noise_of
 
 Float32 = npt.NDArray[np.float32]
 
 DEFAULT_BATCH_SIZE = 1
-PROMPTS = ("prompt", "negative_prompt")  # the keys of an image's conditions
-GOAL = "to_prompt"  # the key of one that leads to another prompt, with its share of it
 MAX_SIDE = 2**14
-
-
-@dataclass(frozen=True)
-class Group:
-    """Images of a request, by their places in it, with prompts of one length, and what the U-Net is told of them."""
-
-    images: list[int]
-    conditioning: Conditioning
 
 
 class TextToImage(Pipeline):
@@ -224,40 +212,8 @@ class TextToImage(Pipeline):
         return TextToImage(*shared, opened)
 
     def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int, guided: bool = True) -> list[Group]:
-        """What the U-Net is told of prompts and their negatives: encoder_hidden_states float32 (B, L, D).
-
-        Of an image's prompts the shorter are followed by chunks of the empty one; without guidance the negative one is
-        not looked at. A prompt on its way to another is mixed with it, number by number: attention's keys and values
-        are linear in what they are made of, so that these are mixed in the same way. Images with the same L are one
-        group, so that what an image is told does not depend on others.
-
-        Raises:
-            RequestError: one is not text, or longer than a million characters.
-        """
-        encoder = self.networks.session("text_encoder")
-        keys = PROMPTS if guided else PROMPTS[:1]
-        said = [[each[key] for key in (*keys, GOAL) if key in each] for each in conditions]
-        texts = dict.fromkeys(itertools.chain(*said))
-        encoded = {text: encode_chunks(encoder, self.tokenizer.chunks(text), clip_skip) for text in texts}
-        groups: dict[int, list[int]] = {}
-        for k, own in enumerate(said):
-            groups.setdefault(max(encoded[text].shape[1] for text in own), []).append(k)
-        if len({states.shape[1] for states in encoded.values()}) > 1:
-            encoded[""] = encode_chunks(encoder, self.tokenizer.chunks(""), clip_skip)
-
-        def states(own: Mapping[str, Any], key: str, length: int) -> Float32:
-            found = followed_by(encoded[own[key]], encoded.get(""), length)
-            if key != PROMPTS[0] or GOAL not in own:
-                return found
-            return mixed(found, states(own, GOAL, length), own["share"])
-
-        def told(images: list[int], key: str, length: int) -> dict[str, Array]:
-            return {"encoder_hidden_states": np.concatenate([states(conditions[k], key, length) for k in images])}
-
-        return [
-            Group(images, Conditioning(told(images, keys[0], length), told(images, keys[-1], length)))
-            for length, images in groups.items()
-        ]
+        """What the U-Net is told of prompts and their negatives, see ``encode_prompts``."""
+        return encode_prompts(self.networks.session("text_encoder"), self.tokenizer, conditions, clip_skip, guided)
 
     def encode_pixels(self, sample: Float32) -> Float32:
         """An image of the size to be drawn, float32 (3, H, W), as the mean of its latents, float32 (C, h, w).
@@ -301,12 +257,10 @@ class TextToImage(Pipeline):
         """
         if self.networks.provider != "cpu" or self.networks.ignore_memory:
             return
-        second, networks, size = recipe.second, self.networks, (recipe.metadata["width"], recipe.metadata["height"])
-        if second is not None:  # of the two passes the one that needs more
-            size = second.width, second.height
+        second, networks = recipe.second, self.networks
         encodes = recipe.image is not None or (second is not None and second.by == PIXELS)
         roles = [*["vae_encoder"] * encodes, "text_encoder", *["unet"] * (recipe.rows > 0), "vae_decoder"]
-        demand = Demand(*size, batch, networks.low_memory, networks.variant, roles)
+        demand = Demand(*recipe.size, batch, networks.low_memory, networks.variant, roles)
         check_memory(self.bundle, demand)
 
     def conditions(
@@ -366,25 +320,3 @@ class TextToImage(Pipeline):
         chosen = self.conditioning.clip_skip if clip_skip is None else clip_skip
         check_whole("clip_skip", chosen, least=0, most=most)
         return chosen
-
-
-def of_images(rows: Rows[Float32], images: list[int]) -> Rows[Float32]:
-    """A group's rows as those of the whole request, of which it draws some images."""
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration as end:
-            last: Float32 = end.value
-            return last
-        yield row.of(images)
-
-
-def of_all(progress: Progress | None, before: int, rows: int) -> Progress | None:
-    """A group's progress as that of the whole request.
-
-    Args:
-        progress: of the request.
-        before: rows that were done when the group began.
-        rows: of all groups.
-    """
-    return None if progress is None else lambda done, _: progress(before + done, rows)

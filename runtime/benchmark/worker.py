@@ -11,6 +11,7 @@ from runtime.conditioning import Conditioning
 from runtime.engine import installed_wheels
 from runtime.pipeline import Pipeline
 from runtime.plan import Plan
+from runtime.prediction import predict
 
 ROLES = ("unet", "vae_decoder")
 
@@ -55,7 +56,7 @@ def step(
     sample, uncond, cond = step_inputs(latents, text, seed)
     conditioning = Conditioning({"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond})
     unet = pipeline.networks.session("unet")
-    return pipeline.predict(unet, sample, timestep, conditioning, guidance_scale, plan)
+    return predict(unet, sample, timestep, conditioning, guidance_scale, plan, pipeline.networks.low_memory)
 
 
 def decode(pipeline: Pipeline, latents: list[int], scaling_factor: float, seed: int) -> Float32:
