@@ -122,11 +122,12 @@ def test_the_checks_notice_what_does_not_exist(command: str) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, mnist_sample_file: Path) -> Path:
-    """A folder to run snippets in, one after another, with the committed bundle, the checkpoint of a few seconds'
+    """A folder to run snippets in, one after another, with the committed bundles, the checkpoint of a few seconds'
     training where the README's would be, and a pocket-sized Stable Diffusion where a reader has a real one."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "models_onnx").mkdir()
-    (folder / "models_onnx" / "mnist-paper").symlink_to(ROOT / "models_onnx" / "mnist-paper")
+    for name in ("mnist-paper", "fashion-mnist-paper"):
+        (folder / "models_onnx" / name).symlink_to(ROOT / "models_onnx" / name)
     options = "--out runs/mnist-paper --epochs 1 --batch-size 200 --features 8"
     run_python(["-m", "training", "ddpm", "--dataset", str(mnist_sample_file), *options.split()], folder)
     pocket = replace(POCKET, text_encoder=replace(POCKET.text_encoder, vocab_size=SD15.text_encoder.vocab_size))
