@@ -65,6 +65,13 @@ def tiny_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def models(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of tiny bundles, which are then found by name."""
+    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tiny_models))
+    return tiny_models
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """With more, threads wait for each other longer than small networks compute, on a machine that is busy."""
     import torch  # most tests need no PyTorch

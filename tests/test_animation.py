@@ -28,12 +28,6 @@ ARGUMENTS: dict[str, Any] = {"seed": 3, "sampler": "euler_ancestral", "num_infer
 
 
 @pytest.fixture
-def models(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tiny_models))
-    return tiny_models
-
-
-@pytest.fixture
 def text(models: Path) -> Pipeline:
     return load("tiny-text", "cpu")
 

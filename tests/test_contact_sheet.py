@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_bundle
-import tiny_text_bundle
 from PIL import Image, ImageFont
 
 from runtime.__main__ import main
@@ -16,12 +14,8 @@ from runtime.contact_sheet import GAP, LINE, LINES, SIDE, contact_sheet, fitted,
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    tiny_text_bundle.write(tmp_path / "models")
-    tiny_bundle.write(tmp_path / "models")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tmp_path / "models"))
+def model(models: Path) -> str:
+    """The tiny bundle of text, by name; the one of classes lies beside it."""
     return "tiny-text"
 
 

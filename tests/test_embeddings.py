@@ -333,12 +333,6 @@ def test_more_vectors_than_a_chunk_holds(folder: Path, tmp_path: Path) -> None:
         load(folder, "cpu", embeddings=tmp_path / "long.safetensors")
 
 
-@pytest.fixture
-def models(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tiny_models))
-    return tiny_models
-
-
 def carried(path: str) -> dict[str, Any]:
     with Image.open(path) as picture:
         made: dict[str, Any] = json.loads(picture.info[METADATA_KEY])

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_bundle
-import tiny_text_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,13 +26,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tiny bundle of text and one of classes, and an empty folder that is the current one."""
-    tiny_text_bundle.write(tmp_path / "models")
-    tiny_bundle.write(tmp_path / "models")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tmp_path / "models"))
+def model(models: Path) -> str:
+    """The tiny bundle of text, by name; the one of classes lies beside it."""
     return "tiny-text"
 
 

@@ -26,12 +26,6 @@ ARGUMENTS: dict[str, Any] = {"negative_prompt": "green", "sampler": "euler_ances
 
 
 @pytest.fixture
-def models(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tiny_models))
-    return tiny_models
-
-
-@pytest.fixture
 def text(models: Path) -> TextToImage:
     pipeline = load("tiny-text", "cpu")
     assert isinstance(pipeline, TextToImage)

@@ -31,12 +31,6 @@ def noise(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 @pytest.fixture
-def models(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(tiny_models))
-    return tiny_models
-
-
-@pytest.fixture
 def text(models: Path) -> Pipeline:
     return load("tiny-text", "cpu")
 
