@@ -30,7 +30,7 @@ import onnx
 import onnx_ir as ir
 
 from export.survey import Array, Survey, load, name_of, survey
-from export.trace import EXTERNAL_DATA_ABOVE, remove_traces
+from export.trace import EXTERNAL_DATA_ABOVE, remove_traces, save
 
 LIMIT = 16_000.0
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -96,12 +96,9 @@ def write_half(
     arithmetic = [node for node in model.graph if any(is_float(value) for value in (*node.inputs, *node.outputs))]
     vanished = convert(model, kept)
     remove_traces(model)
-    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = half_path.with_name(f"{half_path.name}.data") if weight_bytes > external_data_above else None
-    ir.save(model, half_path, external_data=external.name if external else None)
     return HalfReport(
         path=half_path,
-        external_data=external,
+        external_data=save(model, half_path, external_data_above),
         nodes=len(arithmetic),
         kept=sum(node in kept for node in arithmetic),
         largest=largest,

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx_ir as ir
 import torch
 
 from export.errors import ExportError
@@ -21,7 +20,7 @@ from export.half import halve
 from export.parity import SEED, Parity, questions
 from export.rounded import HALF_TOLERANCE, compare_half, widen
 from export.survey import Array, load
-from export.trace import EXTERNAL_DATA_ABOVE, TracedGraph, remove_traces
+from export.trace import EXTERNAL_DATA_ABOVE, TracedGraph, remove_traces, save
 
 
 def round_weights(spec: GraphSpec) -> Parity:
@@ -68,13 +67,11 @@ def store_half(traced: TracedGraph, external_data_above: int = EXTERNAL_DATA_ABO
         halve(weight)
         widen(graph, weight, None)
     remove_traces(model)
-    weight_bytes = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value)
-    external = traced.path.with_name(f"{traced.path.name}.data") if weight_bytes > external_data_above else None
     with TemporaryDirectory(dir=traced.path.parent) as aside:  # weights are read from the old files until the end
-        written = replace(traced, external_data=external)
-        ir.save(model, Path(aside, traced.path.name), external_data=external.name if external else None)
+        external = save(model, Path(aside, traced.path.name), external_data_above)
         for old in traced.files:
             old.unlink()
+        written = replace(traced, external_data=external and traced.path.with_name(external.name))
         for new in written.files:
             Path(aside, new.name).replace(new)
     return written

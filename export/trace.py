@@ -78,18 +78,31 @@ def trace(spec: GraphSpec, path: Path, external_data_above: int = EXTERNAL_DATA_
     declare_shapes(model.graph.inputs, {name: entry.shape for name, entry in spec.inputs.items()}, spec.role)
     declare_shapes(model.graph.outputs, spec.outputs, spec.role)
 
+    return TracedGraph(
+        path=path,
+        external_data=save(model, path, external_data_above),
+        inputs=[describe(value) for value in model.graph.inputs],
+        outputs=[describe(value) for value in model.graph.outputs],
+        initializers=locate_weights(spec.module, path),
+    )
+
+
+def save(model: ir.Model, path: Path, external_data_above: int = EXTERNAL_DATA_ABOVE) -> Path | None:
+    """Write a model.
+
+    Returns:
+        The file with its weights, ``path`` and ``.data``, or None when they are no more than ``external_data_above``
+        bytes and lie inside.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     weight_bytes = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
     external = path.with_name(f"{path.name}.data") if weight_bytes > external_data_above else None
     ir.save(model, path, external_data=external.name if external else None)
-    return TracedGraph(
-        path=path,
-        external_data=external,
-        inputs=[describe(value) for value in model.graph.inputs],
-        outputs=[describe(value) for value in model.graph.outputs],
-        initializers=locate_weights(spec.module, path),
-    )
+    return external
 
 
 def to_onnx(spec: GraphSpec) -> ir.Model:
