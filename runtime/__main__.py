@@ -15,6 +15,7 @@ Every error that a caller can mend is one line on standard error and exit status
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -23,7 +24,7 @@ from runtime import benchmark, check, draw, plan_command, replay
 from runtime.arguments import ArgumentParser
 from runtime.cancel import interruptible
 from runtime.engine import examine
-from runtime.errors import DiffusionError
+from runtime.errors import DiffusionError, printable
 
 INTERRUPTED = 130
 COMMANDS = ("draw", "replay", "check", "plan", "benchmark", "doctor")
@@ -58,7 +59,7 @@ def parser() -> ArgumentParser:
 
 def show_warning(message: Warning | str, *where: object, **more: object) -> None:
     """A warning as one line; where in the source it was raised is of no use on a command line."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(str(message))}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] not in (*COMMANDS, "-h", "--help"):
         words = ["draw", *words]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what is printed names files, whose names may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     parsed = parser().parse_args(words)
     try:
         with interruptible(), warnings.catch_warnings():

@@ -7,7 +7,7 @@ import re
 from typing import NoReturn
 
 from runtime.bundle import ClassConditioning
-from runtime.errors import RequestError
+from runtime.errors import RequestError, printable
 from runtime.prompt_syntax import shortened
 
 MAX_DIGITS = 18  # of a label; Python reads no number of thousands
@@ -17,7 +17,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, without the usage before what is wrong (as in ``training``; neither package imports the other)."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {printable(message)}; see {self.prog} --help\n")
 
 
 def parse_size(text: str) -> tuple[int, int]:

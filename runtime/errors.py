@@ -4,8 +4,18 @@ Every message is one line: what is wrong, what is allowed, what to do.
 """
 
 
+def printable(text: str) -> str:
+    """A text on one line, without what a terminal acts upon: such characters as Python would write them."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 class DiffusionError(Exception):
     """Base of all errors below; the command line prints it as one line and exits with status 2."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class BundleError(DiffusionError):

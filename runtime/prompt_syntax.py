@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from runtime.errors import printable
+
 ROUND, SQUARE = 1.1, 1 / 1.1
 MAX_WEIGHT = 100.0
 SHOWN = 60  # characters of a prompt that a message repeats
@@ -142,7 +144,7 @@ def not_understood(text: str) -> Iterator[str]:
 def shortened(text: str) -> str:
     """As much of a text as a message repeats, on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
+    return printable(line if len(line) <= SHOWN else f"{line[:SHOWN]}…")
 
 
 def weighted(text: str) -> list[tuple[str, float]]:

@@ -110,6 +110,10 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
         (["--rng", "dice"], "argument --rng: invalid choice: 'dice'"),
         (["--colour", "red"], "unrecognized arguments: --colour"),
+        (["a cat", "a\ndog \x1b[31m"], r"unrecognized arguments: a\ndog \x1b[31m"),
+        (["--image", "a\nb\x07"], r"the picture a\nb\x07 does not exist"),
+        (["-o", "a\nb/out.png"], r"the folder a\nb does not exist"),
+        (["-o", "a\x00b.png"], r"a\x00b.png is no name of a file, since it holds a null character"),
         (["--label", "3"], "label '3' is none of 0 to 2 (cat, dog, owl) or all"),
         (["--label", "-1"], "label '-1' is none of 0 to 2"),
         (["--label", "9" * 5000], "9…' is none of 0 to 2"),
@@ -133,7 +137,9 @@ def unwritable_folder(tmp_path: Path) -> Path:
         (["--model", "nowhere"], "there is no bundle 'nowhere'"),
         (["-o", "missing/out.png"], "the folder missing does not exist"),
         (["-o", "x" * 300 + ".png"], "File name too long"),
-        (["--count", "10000000000000"], "count is 10000000000000; it must be 1 to 1000000"),
+        (["--count", "10000000000000"], "count is 10000000000000; it must be a whole number from 1 to 1000000"),
+        (["--label", "all", "--count", "333334", "-o", "x.npz"], "the number of images is 1000002; it must be a whole"),
+        (["--label", "all", "--count", "1000000", "--grid"], "of 9999998x28 pixels is too large; at most 268435456"),
         (["-o", "out.webp", "--label", "all", "--count", "1639", "--grid"], "16388x28 pixels is too large for WEBP"),
         (["-o", "out.gif"], "has no suffix of a picture; use one of .png"),
         (["-o", "out"], "has no suffix of a picture"),
@@ -150,6 +156,12 @@ def has_cuda() -> bool:
     from runtime.session import try_cuda
 
     return try_cuda() is None
+
+
+def test_a_file_whose_name_is_no_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", model, "-o", "\udcff.png"]) == 0
+    assert r"\udcff.png: 1 of tiny" in capsys.readouterr().out
+    assert os.listdir() == ["\udcff.png"]
 
 
 def test_an_unwritable_folder(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,4 +10,4 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, but what is wrong with an option is said in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
