@@ -14,6 +14,8 @@ from runtime.conditioning import Between, Conditioning, Told
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.inpainting import EVERYWHERE, Region
+from runtime.limits import MAX_IMAGES, check_whole
+from runtime.memory import check_request
 from runtime.networks import Networks
 from runtime.pipeline import Float32, Pipeline, Request
 from runtime.recipe import Recipe
@@ -112,7 +114,12 @@ class ClassToImage(Pipeline):
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> Rows[Result]:
-        """Draw an image for each label and seed, (B,) both."""
+        """Draw an image for each label and seed, (B,) both.
+
+        Raises:
+            RequestError: there is too little memory, or the network's numbers are no longer finite.
+        """
+        check_request(self.bundle, self.networks, recipe, ["unet"] * (recipe.rows > 0), len(seeds))
         original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
         region = EVERYWHERE if recipe.mask is None else Region(np.asarray(recipe.mask))
         noises = [noise_of(seed, each) for seed, each in zip(seeds, conditions, strict=True)]
@@ -153,6 +160,7 @@ class ClassToImage(Pipeline):
             raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
         if not len(labels):
             raise RequestError("there is no label to draw; give at least one")
+        check_whole("the number of images", len(labels), least=1, most=MAX_IMAGES)
         wrong = labels[(labels < 0) | (labels > self.conditioning.null_class)]
         if len(wrong):
             raise RequestError(

@@ -19,6 +19,7 @@ from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
 from runtime.frames_command import add_frames_arguments, draw_frames, frames_flag
 from runtime.image import check_size, check_writable, grid_size, write_file
+from runtime.limits import MAX_IMAGES, check_whole
 from runtime.loading import load
 from runtime.noise import GENERATORS
 from runtime.pipeline import Pipeline
@@ -32,7 +33,6 @@ from runtime.source_arguments import add_source_arguments, check_source_flags, s
 from runtime.source_image import open_image, open_mask
 from runtime.variation_arguments import add_variation_arguments, variation_settings
 
-MAX_COUNT = 1_000_000  # all of a request are held in memory before they are written
 ARRAYS = ".npz"
 CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
 OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder, with --to .gif or .webp"
@@ -143,8 +143,7 @@ def check_output(arguments: argparse.Namespace, count: int, columns: int, width:
         paths = image_paths(path, 1 if arguments.grid else count)
         size = grid_size(count, width, height, columns) if arguments.grid else (width, height)
         check_size(path.suffix.lower(), *size)
-    for each in paths:
-        check_writable(each, arguments.overwrite)
+    check_writable(paths, arguments.overwrite)
     return paths
 
 
@@ -162,8 +161,7 @@ def save_arrays(result: Result, path: Path) -> None:
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draw what the words on a command line ask for, or a list in a file."""
-    if not 1 <= arguments.count <= MAX_COUNT:
-        raise RequestError(f"count is {arguments.count}; it must be 1 to {MAX_COUNT}")
+    check_whole("count", arguments.count, least=1, most=MAX_IMAGES)
     if arguments.sheet is not None and arguments.prompts is None:
         raise RequestError("--sheet shows what --prompts asks for, with its words; for one prompt there is --grid")
     with stoppable(timeout=arguments.timeout):

@@ -91,8 +91,7 @@ def check_output(path: Path, frames: int, fps: float, size: tuple[int, int], ove
         check_animation(path, fps, *size)
     else:
         check_size(suffix, *size)
-    for each in [path] if moving else image_paths(path, frames):
-        check_writable(each, overwrite)
+    check_writable([path] if moving else image_paths(path, frames), overwrite)
     return moving
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,21 @@ UInt8 = npt.NDArray[np.uint8]
 METADATA_KEY = "diffusion-anywhere"
 PARAMETERS_KEY = "parameters"  # where the web interfaces look, see ``runtime.parameters``
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+MAX_PIXELS = 2**28  # of a picture or a sheet; most programs open no larger one
 MAX_SIDES = {"PNG": 2**31 - 1, "WEBP": 2**14 - 1, "JPEG": 65500}  # of libpng, libwebp and libjpeg
 GAP = 2  # pixels between the images of a sheet
+AT_ONCE = 256  # images whose numbers are rounded together
 
 
 def to_uint8(sample: npt.NDArray[np.float32]) -> UInt8:
     """Pixels in [-1, 1], (B, C, H, W), as uint8 (B, H, W, C); rounded half to even, not truncated."""
-    scaled = np.clip(np.rint((sample.astype(np.float64) + 1) * 127.5), 0, 255)
-    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(0, 2, 3, 1))
+    count, channels, height, width = sample.shape
+    images = np.empty((count, height, width, channels), np.uint8)
+    for begin in range(0, count, AT_ONCE):  # in float64 a million digits would be many gigabytes
+        some = slice(begin, begin + AT_ONCE)
+        scaled = np.clip(np.rint((sample[some].astype(np.float64) + 1) * 127.5), 0, 255)
+        images[some] = scaled.astype(np.uint8).transpose(0, 2, 3, 1)
+    return images
 
 
 def to_pil(image: UInt8) -> Image.Image:
@@ -59,9 +66,13 @@ def check_size(suffix: str, width: int, height: int) -> None:
     """Find out before an hour's work, not after it, whether a format holds a picture of a size.
 
     Raises:
-        RequestError: it is too wide or too high.
+        RequestError: it is too wide or too high, or has too many pixels for any.
     """
     name = FORMATS[suffix]
+    if width * height > MAX_PIXELS:
+        raise RequestError(
+            f"a picture of {width}x{height} pixels is too large; at most {MAX_PIXELS}: write fewer images on a sheet"
+        )
     if max(width, height) > MAX_SIDES[name]:
         raise RequestError(
             f"a picture of {width}x{height} pixels is too large for {name}, which has at most {MAX_SIDES[name]} a side;"
@@ -92,25 +103,38 @@ def encode_image(
     return buffer.getvalue()
 
 
-def check_writable(path: Path, overwrite: bool) -> None:
-    """Find out before an hour's work, not after it, whether ``path`` can be written.
+def check_writable(paths: Path | Sequence[Path], overwrite: bool) -> None:
+    """Find out before an hour's work, not after it, whether a file can be written, or several of one folder.
 
     Raises:
-        RequestError: the folder is missing or unwritable, or the file exists and may not be replaced.
+        RequestError: the folder is missing or unwritable, or a file exists and may not be replaced.
     """
-    folder = path.parent
+    files = [paths] if isinstance(paths, Path) else paths
+    folder = files[0].parent
+    check_name(files[0])
     try:
         if not folder.is_dir():
             raise RequestError(f"the folder {folder} does not exist; make it first")
-        if path.is_dir():
-            raise RequestError(f"{path} is a folder; give the name of a file in it")
-        if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is somebody's too
-            raise RequestError(f"{path} exists; choose another name or add --overwrite")
-        aside_name(path).exists()  # as long a name as will be written
+        for path in files:
+            if path.is_dir():
+                raise RequestError(f"{path} is a folder; give the name of a file in it")
+            if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is somebody's too
+                raise RequestError(f"{path} exists; choose another name or add --overwrite")
+        aside_name(files[-1]).exists()  # as long a name as will be written
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RequestError(f"{folder} cannot be written to ({error.strerror})") from error
+
+
+def check_name(path: Path) -> None:
+    """Refuse what no system takes as a name; it raises another error for it than for whatever else is wrong.
+
+    Raises:
+        RequestError: there is a null character in it.
+    """
+    if "\0" in str(path):
+        raise RequestError(f"{path} is no name of a file, since it holds a null character")
 
 
 def aside_name(path: Path) -> Path:

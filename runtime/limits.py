@@ -8,6 +8,8 @@ import numpy as np
 
 from runtime.errors import RequestError
 
+MAX_IMAGES = 1_000_000  # of a request, which are held in memory until it is finished
+
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31) -> None:
     """Refuse what is no whole number of a range.

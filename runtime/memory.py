@@ -15,6 +15,9 @@ data, each in a process of its own. Peaks of anonymous memory in MiB:
     vae_decoder  1     512 x 512  1,928     2,003
     ===========  ====  =========  ========  =========
 
+Of a U-Net of pixels 64 rows of 28 x 28 took 55 MiB more (weights of 1.7 MB) and 104 (6.7 MB), where 56 and 111 are
+estimated.
+
 The estimate is for refusing what is hopeless, not for planning, and for such graphs. One whose attention an engine has
 fused needs less. Of fp16 graphs, which the CPU provider casts to float32, it is not measured. So a request is refused
 only where it needs far more than there is, and where it may just not fit, a warning is given. ``runtime.load`` takes
@@ -23,13 +26,16 @@ only where it needs far more than there is, and where it may just not fit, a war
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from runtime.available_memory import available_bytes, held_bytes
-from runtime.bundle import Bundle, Latents
+from runtime.bundle import Bundle, Latents, TextConditioning
 from runtime.errors import RequestError
+from runtime.networks import Networks
+from runtime.recipe import Recipe
 from runtime.vae import TILING, spans
 
 MIB = 2**20
@@ -46,6 +52,10 @@ UNET_FIXED = 64 * MIB
 VAE_ATTENTION = 2 * FLOAT
 VAE_PER_PIXEL = 7000
 TEXT_ENCODER_FIXED = 64 * MIB
+# A U-Net of pixels: feature maps of every pixel, as many as the root of its weights says.
+PIXEL_PER_ROOT = 0.9
+IMAGE_FIXED = 1024  # what Python holds of one: its seed, and what it shows
+WORTH_TELLING = 10**8
 DRAWING = ("text_encoder", "unet", "vae_decoder")
 
 
@@ -75,27 +85,30 @@ class Estimate:
     Attributes:
         stages: the networks, in the order in which they run.
         low_memory: whether one is held at a time.
+        images: bytes of what is finished, and of what is to be drawn, until all is.
     """
 
     stages: tuple[Stage, ...]
     low_memory: bool
+    images: int
 
     @property
     def peak(self) -> int:
         """Bytes at the worst moment: in one stage, or with all that ran before it and was kept."""
-        kept, peak = PROCESS, 0
+        kept = peak = PROCESS + self.images
         for stage in self.stages:
             peak = max(peak, kept + stage.peak)
             kept += 0 if self.low_memory else stage.weights + stage.activations
         return peak
 
     def __str__(self) -> str:
-        return ", ".join(f"{stage.role} {gigabytes(stage.peak)}" for stage in self.stages)
+        stages = [f"{stage.role} {gigabytes(stage.peak)}" for stage in self.stages]
+        return ", ".join([*stages, *([f"images {gigabytes(self.images)}"] if self.images >= WORTH_TELLING else [])])
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked of a bundle that works on latents.
+    """What is asked of a bundle.
 
     Attributes:
         width, height: of the images, in pixels.
@@ -104,6 +117,7 @@ class Demand:
         variant: the graphs that are preferred; without it float32.
         roles: the networks that run, in their order; of the VAE's encoder it is supposed that it needs what the decoder
             does, whose feature maps are the same and more.
+        images: in all. What of them is finished is held until all are.
     """
 
     width: int
@@ -112,26 +126,43 @@ class Demand:
     low_memory: bool = False
     variant: str | None = None
     roles: Sequence[str] = DRAWING
+    images: int = 1
 
 
 def estimate(bundle: Bundle, demand: Demand) -> Estimate:
-    """What it needs.
+    """What it needs."""
+    rows = demand.batch if demand.low_memory else 2 * demand.batch
+    if bundle.latents is None:
+        own_weights = weights(bundle, "unet", demand.variant)
+        activations = {"unet": pixel_activations(rows, demand.height, demand.width, own_weights)}
+    else:
+        size = demand.height, demand.width, bundle.latents
+        activations = {
+            "text_encoder": TEXT_ENCODER_FIXED,
+            "unet": unet_activations(rows, *size),
+            "vae_encoder": vae_activations(*size, demand.low_memory),
+            "vae_decoder": vae_activations(*size, demand.low_memory),
+        }
+    stages = (Stage(role, weights(bundle, role, demand.variant), activations[role]) for role in demand.roles)
+    return Estimate(tuple(stages), demand.low_memory, demand.images * image_bytes(bundle, demand.width, demand.height))
+
+
+def check_request(bundle: Bundle, networks: Networks, recipe: Recipe, roles: Sequence[str], images: int) -> None:
+    """As ``check_memory``, unless that is to be ignored; what a graphics card has is not known here.
+
+    Args:
+        bundle, networks: the model, and how it is held.
+        recipe: how the images are made.
+        roles: the networks that make them, in their order.
+        images: how many.
 
     Raises:
-        RequestError: the bundle has no latents.
+        RequestError: as ``check_memory``.
     """
-    if bundle.latents is None:
-        raise RequestError(f"{bundle.name} works on pixels; its memory is not estimated")
-    rows = demand.batch if demand.low_memory else 2 * demand.batch
-    size = demand.height, demand.width, bundle.latents
-    activations = {
-        "text_encoder": TEXT_ENCODER_FIXED,
-        "unet": unet_activations(rows, *size),
-        "vae_encoder": vae_activations(*size, demand.low_memory),
-        "vae_decoder": vae_activations(*size, demand.low_memory),
-    }
-    stages = (Stage(role, weights(bundle, role, demand.variant), activations[role]) for role in demand.roles)
-    return Estimate(tuple(stages), demand.low_memory)
+    if networks.ignore_memory:
+        return
+    batch, here = min(recipe.settings.batch_size, images), roles if networks.provider == "cpu" else ()
+    check_memory(bundle, Demand(*recipe.size, batch, networks.low_memory, networks.variant, here, images))
 
 
 def check_memory(bundle: Bundle, demand: Demand) -> None:
@@ -167,6 +198,8 @@ def advice(bundle: Bundle, demand: Demand, there: int) -> str:
             peak = estimate(bundle, replace(demand, batch=batch, low_memory=low)).peak
             if peak <= there:
                 return f"{words} needs {gigabytes(peak)}"
+    if estimate(bundle, replace(demand, batch=1, images=1)).peak <= there:
+        return "fewer images at a time (--count) need less, or a list (--prompts), which is written one by one"
     return f"a smaller width and height (--size) need less, and {one_network} with {one}"
 
 
@@ -189,6 +222,24 @@ def vae_activations(height: int, width: int, latents: Latents, tiled: bool) -> i
         sides = [spans(side, TILING)[0][1] for side in sides]
     count = sides[0] * sides[1]
     return max(VAE_PER_PIXEL * count * latents.factor**2, VAE_ATTENTION * count**2)
+
+
+def pixel_activations(rows: int, height: int, width: int, weights: int) -> int:
+    """Of one evaluation of a U-Net of pixels, whose weights grow with the square of its channels."""
+    return int(rows * height * width * PIXEL_PER_ROOT * math.sqrt(weights))
+
+
+def image_bytes(bundle: Bundle, width: int, height: int) -> int:
+    """Of one image until all are finished: its conditions, its last sample, its pixels, and these once more in between.
+
+    What a text encoder says is held twice for each, of the prompt and of the negative one, in one chunk at least.
+    """
+    if isinstance(bundle.conditioning, TextConditioning) and bundle.latents:
+        factor, text = bundle.latents.factor, bundle.conditioning
+        sample = bundle.latents.channels * (height // factor) * (width // factor)
+        return IMAGE_FIXED + FLOAT * (sample + 2 * text.max_length * text.embedding_dim) + 2 * 3 * height * width
+    channels = bundle.pixels.channels if bundle.pixels else 3
+    return IMAGE_FIXED + (FLOAT + 2) * channels * height * width
 
 
 def gigabytes(count: int) -> str:

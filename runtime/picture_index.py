@@ -23,7 +23,7 @@ from typing import Any
 
 from runtime.errors import BundleError, RequestError
 from runtime.fields import Fields
-from runtime.image import write_file
+from runtime.image import check_name, write_file
 
 if sys.platform != "win32":
     import fcntl
@@ -34,7 +34,7 @@ MAX_INDEX_BYTES = 2**30
 PICTURE = r"[0-9]{5}(-[a-z0-9-]+)?\.png"
 ASIDE = re.compile(rf"\.(index\.jsonl|{PICTURE})\.[0-9a-f]{{8}}")  # what a killed process may leave
 # Which machine drew a picture, and how, is not what was asked for.
-MACHINE = {"provider", "onnxruntime", "low_memory"}
+MACHINE = {"provider", "onnxruntime", "version", "low_memory"}
 ANOTHER = "choose another folder"
 
 
@@ -221,6 +221,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RequestError: the folder cannot be made or read, or another process is drawing into it.
     """
+    check_name(folder)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.errors import RequestError
+from runtime.errors import RequestError, one_line
 from runtime.model_plan import plan_for
 from runtime.noise_levels import FINAL_SIGMAS_TYPES, SPACINGS
 from runtime.plan import PLAN_OPTIONS, SAMPLERS, Plan, sampler_options
@@ -68,7 +69,7 @@ def plan_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         options["guidance_interval"] = parse_interval(options["guidance_interval"])
     for text in arguments.sampler_option:
         name, value = parse_option(text)
-        if options.get(name, value) != value:
+        if name in options and options[name] != value:
             raise RequestError(f"{name} is given twice, as {options[name]!r} and as {value!r}")
         options[name] = value
     named = {"sampler": arguments.sampler, "num_inference_steps": arguments.steps}
@@ -123,13 +124,18 @@ def read_plan(path: Path) -> Plan:
         RequestError: the file cannot be read, is too large, or is no plan.
     """
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise RequestError(f"{path} has {path.stat().st_size} bytes; a plan has at most {MAX_PLAN_BYTES}")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device may have no end
+            raise RequestError(f"the plan {path} is no file")
+        if status.st_size > MAX_PLAN_BYTES:
+            raise RequestError(f"{path} has {status.st_size} bytes; a plan has at most {MAX_PLAN_BYTES}")
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise RequestError(f"the plan {path} cannot be read ({error.strerror})") from error
+    except RequestError:
+        raise
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not JSON ({' '.join(str(error).split())[:200]})") from error
+        raise RequestError(f"{path} is not JSON ({one_line(error)})") from error
     try:
         return Plan.from_json(value)
     except RequestError as error:

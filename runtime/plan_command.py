@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from runtime.bundle import DEFAULT_MODEL, open_bundle
+from runtime.errors import RequestError
 from runtime.image import check_writable, encode_image, write_file
 from runtime.plan import Plan
 from runtime.plan_arguments import add_plan_arguments, chosen_plan
@@ -30,6 +31,8 @@ def print_plan(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.model)
     plan = chosen_plan(bundle, arguments)
     picture = image_path(arguments.plot) if arguments.plot else None
+    if picture is not None and picture == arguments.output:
+        raise RequestError(f"--output and --plot are both {picture}; give two names")
     for path in filter(None, (arguments.output, picture)):
         check_writable(path, arguments.overwrite)
     text = json.dumps(plan.to_json()) if arguments.json else table(plan)

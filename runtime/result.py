@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
-from runtime.image import FORMATS, UInt8, check_writable, encode_image, make_grid, write_file
+from runtime.image import FORMATS, UInt8, check_size, check_writable, encode_image, grid_size, make_grid, write_file
 from runtime.limits import check_whole
 from runtime.parameters import parameters
 
@@ -44,8 +44,7 @@ class Result:
             RequestError: unknown suffix, missing folder, or a file that exists.
         """
         paths = image_paths(path, len(self.images))
-        for each in paths:
-            check_writable(each, overwrite)
+        check_writable(paths, overwrite)
         for k, each in enumerate(paths):
             write_file(each, self.encoded(k, each.suffix.lower()))
         return paths
@@ -73,7 +72,9 @@ class Result:
         if columns is not None:
             check_whole("columns", columns, least=1)
         check_writable(base, overwrite)
-        sheet = make_grid(self.images, columns or math.ceil(math.sqrt(len(self.images))))
+        columns = columns or math.ceil(math.sqrt(len(self.images)))
+        check_size(base.suffix.lower(), *grid_size(len(self.images), *self.images.shape[2:0:-1], columns))
+        sheet = make_grid(self.images, columns)
         own = self.metadata | {"seeds": list(self.seeds), "conditions": [dict(each) for each in self.conditions]}
         write_file(base, encode_image(sheet, base.suffix.lower(), own))
         return base

@@ -20,8 +20,8 @@ from runtime.embeddings import EmbeddingInput, Embeddings, open_embeddings
 from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.inpainting import Region, original_of, region_of, with_own_pixels
-from runtime.limits import check_whole
-from runtime.memory import Demand, check_memory
+from runtime.limits import MAX_IMAGES, check_whole
+from runtime.memory import check_request
 from runtime.networks import Networks
 from runtime.pipeline import Pipeline, Request
 from runtime.preview import preview_latents
@@ -151,7 +151,7 @@ class TextToImage(Pipeline):
             RequestError: there is too little memory, or a network's numbers are no longer finite.
         """
         made = recipe.metadata
-        self.check_memory(recipe, min(recipe.settings.batch_size, len(seeds)))
+        check_request(self.bundle, self.networks, recipe, self.roles(recipe), len(seeds))
         region = region_of(recipe, self.bundle, self.encode_pixels)
         original = original_of(recipe, region, self.encode_pixels)
         groups = self.encode(conditions, made["clip_skip"], recipe.guided)
@@ -249,19 +249,10 @@ class TextToImage(Pipeline):
         """What helps where the VAE's numbers are not finite."""
         return self.networks.wider(role) or "export the model again with another VAE (--vae)"
 
-    def check_memory(self, recipe: Recipe, batch: int) -> None:
-        """Refuse what this machine has far too little memory for. What a graphics card has is not known here.
-
-        Raises:
-            RequestError: with what is needed, what there is, and what needs less.
-        """
-        if self.networks.provider != "cpu" or self.networks.ignore_memory:
-            return
-        second, networks = recipe.second, self.networks
-        encodes = recipe.image is not None or (second is not None and second.by == PIXELS)
-        roles = [*["vae_encoder"] * encodes, "text_encoder", *["unet"] * (recipe.rows > 0), "vae_decoder"]
-        demand = Demand(*recipe.size, batch, networks.low_memory, networks.variant, roles)
-        check_memory(self.bundle, demand)
+    def roles(self, recipe: Recipe) -> list[str]:
+        """The networks that make an image, in their order."""
+        encodes = recipe.image is not None or (recipe.second is not None and recipe.second.by == PIXELS)
+        return [*["vae_encoder"] * encodes, "text_encoder", *["unet"] * (recipe.rows > 0), "vae_decoder"]
 
     def conditions(
         self,
@@ -283,6 +274,7 @@ class TextToImage(Pipeline):
         if len(prompts) != len(negatives):
             raise RequestError(f"{len(prompts)} prompts have {len(negatives)} negative prompts; give one, or as many")
         check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
+        check_whole("the number of images", len(prompts) * num_images_per_prompt, least=1, most=MAX_IMAGES)
         pairs = [dict(zip(PROMPTS, pair, strict=True)) for pair in zip(prompts, negatives, strict=True)]
         told = [pair | self.learned(pair.values()) for pair in pairs]
         return tuple(each for each in told for _ in range(num_images_per_prompt))

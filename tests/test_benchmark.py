@@ -172,6 +172,7 @@ def test_inputs_and_probe_are_what_the_page_says() -> None:
     ("arguments", "message"),
     [
         (["--peer", "x=no-such-program-anywhere"], "x (no-such-program-anywhere) cannot be started: No such file"),
+        (["--peer", "x=a\x00b"], r"x ('a\x00b') cannot be started: embedded null byte"),
         (["--peer", "x=false"], "x (false) ended with status 1"),
         (["--peer", "x=echo hello"], "x (echo hello) said 'hello', which is not what docs/benchmark.md asks for"),
         (["--peer", "nothing"], "peer 'nothing' must be NAME=COMMAND"),

@@ -13,7 +13,16 @@ from PIL import Image
 
 import runtime.image
 from runtime.errors import RequestError
-from runtime.image import check_writable, encode_image, grid_size, make_grid, write_file
+from runtime.image import (
+    AT_ONCE,
+    check_size,
+    check_writable,
+    encode_image,
+    grid_size,
+    make_grid,
+    to_uint8,
+    write_file,
+)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the permissions and links are those of POSIX")
 
@@ -102,6 +111,29 @@ def test_what_a_format_cannot_hold(suffix: str, most: int) -> None:
         encode_image(line, suffix)
     assert encode_image(line[:, 1:], suffix)
     assert encode_image(line, ".png")
+
+
+def test_what_nobody_could_open_is_no_sheet() -> None:
+    check_size(".png", 2**14, 2**14)
+    with pytest.raises(RequestError, match=f"{2**14}x{2**14 + 1} pixels is too large; at most {2**28}: write fewer"):
+        check_size(".png", 2**14, 2**14 + 1)
+
+
+def test_numbers_are_rounded_half_to_even_however_many_images_there_are() -> None:
+    values = np.array([-2, -1, -1 + 2 / 255, 0, 1, 2], np.float32)  # 0 is 127.5
+    assert to_uint8(values[None, None, None])[0, 0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
+    sample = np.random.default_rng(0).uniform(-1.1, 1.1, (2 * AT_ONCE + 3, 2, 3, 4)).astype(np.float32)
+    images = to_uint8(sample)
+    assert images.shape == (len(sample), 3, 4, 2)
+    np.testing.assert_array_equal(images, np.stack([to_uint8(each[None])[0] for each in sample]))
+
+
+def test_of_many_files_each_is_looked_at(tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    check_writable(files, overwrite=False)
+    files[2].write_bytes(b"precious")
+    with pytest.raises(RequestError, match=r"2\.png exists; choose another name"):
+        check_writable(files, overwrite=False)
 
 
 def test_what_pillow_refuses_is_one_line() -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny_bundle
+import tiny_text_bundle
 
 import runtime.memory
+from runtime import load
 from runtime.available_memory import available_bytes, held_bytes, listed_held, macos_available
-from runtime.bundle import Bundle, File, Latents, open_bundle
+from runtime.bundle import Bundle, File, Latents, TextConditioning, open_bundle
 from runtime.errors import RequestError
 from runtime.memory import MIB, PROCESS, Demand, check_memory, estimate
 
+ROOT = Path(__file__).parents[1]
 GIB = 2**30
 SIZES = {"text_encoder": 492_323_498, "unet": 3_438_452_395, "vae_decoder": 198_603_772, "vae_encoder": 136_700_000}
 
@@ -227,6 +230,45 @@ def test_an_image_to_begin_at_needs_the_encoder_and_strength_0_no_u_net(bundle: 
     assert untouched.peak < estimate(bundle, Demand(512, 512)).peak < drawn.peak
 
 
-def test_a_bundle_of_pixels_has_no_estimate(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="tiny works on pixels"):
-        estimate(open_bundle(tiny_bundle.write(tmp_path)), Demand(8, 8))
+# Bundle of 28 x 28 pixels, and what 64 rows take of anonymous memory, in MiB: the least of one image and of 64.
+PIXELS = [("mnist-paper", 55.2), ("fashion-mnist-paper", 104.4)]
+
+
+@pytest.mark.parametrize(("name", "measured"), PIXELS)
+def test_the_estimate_for_pixels_is_what_was_measured(name: str, measured: float) -> None:
+    """Within an eighth, and never below."""
+    (stage,) = estimate(open_bundle(ROOT / "models_onnx" / name), Demand(28, 28, 32, roles=["unet"])).stages
+    assert measured <= stage.activations / MIB <= 1.125 * measured
+
+
+def test_images_are_held_until_all_are_drawn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A text's image: its latents, its pixels twice, and what two prompts are encoded to."""
+    there_are(monkeypatch, 12 * 10**9)
+    text = open_bundle(tiny_text_bundle.write(tmp_path)).conditioning
+    assert isinstance(text, TextConditioning)
+    sd15 = dataclasses.replace(bundle, conditioning=dataclasses.replace(text, max_length=77, embedding_dim=768))
+    each = 4 * 4 * 64 * 64 + 2 * 3 * 512 * 512 + 2 * 4 * 77 * 768
+    few, many = (estimate(sd15, Demand(512, 512, images=count)) for count in (1, 1001))
+    assert (many.peak - few.peak) / 1000 == pytest.approx(each, rel=0.001)
+    assert "images" not in str(few)
+    assert "images 2.1 GB" in str(many)
+    with pytest.raises(RequestError, match=r"images 211\.3 GB\).*; fewer images at a time \(--count\) need less, or"):
+        check_memory(sd15, Demand(512, 512, images=100_000))
+
+
+@pytest.mark.parametrize("roles", [["unet"], []])
+def test_a_million_pictures_of_pixels_are_refused_before_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, roles: list[str]
+) -> None:
+    there_are(monkeypatch, 10**9)
+    tiny = open_bundle(tiny_bundle.write(tmp_path))
+    check_memory(tiny, Demand(8, 8, 32, roles=roles, images=1000))
+    with pytest.raises(RequestError, match=r"images 1\.4 GB\), and there are 1\.0 GB; fewer images at a time"):
+        check_memory(tiny, Demand(8, 8, 32, roles=roles, images=10**6))
+
+
+def test_a_batch_of_pixels_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    there_are(monkeypatch, 2 * 10**9)
+    pipeline = load(ROOT / "models_onnx" / "mnist-paper", "cpu")
+    with pytest.raises(RequestError, match=r"28x28, 20000 at once, needs about .* batch_size=1 \(--batch-size 1\) ne"):
+        pipeline([1] * 20_000, batch_size=20_000)

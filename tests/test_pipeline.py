@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +23,8 @@ from runtime.model_plan import check_plan, plan_for
 from runtime.noise import noise_generator
 from runtime.plan import SAMPLERS, SPACINGS, NoiseSchedule, Plan, compile_plan
 from runtime.session import Session
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,7 @@ def test_without_a_seed_one_is_drawn_and_kept(pipeline: ClassToImage) -> None:
         ({"class_labels": 4}, "label 4 is out of range; tiny has 0 to 2"),
         ({"class_labels": -1}, "label -1 is out of range"),
         ({"class_labels": []}, "there is no label to draw"),
+        ({"class_labels": [0] * 1_000_001}, "the number of images is 1000001; it must be a whole number from 1 to"),
         ({"class_labels": "seven"}, "class_labels 'seven' must be a whole number"),
         ({"class_labels": [1.9]}, "class_labels [1.9] must be a whole number or a list of them"),
         ({"class_labels": [[1, 2]]}, "must be a whole number or a list of them"),
@@ -235,6 +239,7 @@ def test_saved_pictures_carry_what_made_them(pipeline: ClassToImage, tmp_path: P
             made = json.loads(picture.info["diffusion-anywhere"])
         assert (made["seed"], made["class_label"], made["bundle"]) == (9 + k, [2, 1][k], "tiny")
         assert (made["variant"], made["low_memory"]) == ("fp32", False)
+        assert made["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
         assert "plan_sha256" not in made
     with pytest.raises(RequestError, match=r"out-1\.png exists; choose another name or add --overwrite"):
         result.save(tmp_path / "out.png")

@@ -95,6 +95,7 @@ def test_the_picture_is_written_like_any_other(model: str, capsys: pytest.Captur
         (["--plot", "plan.png"], "plan.png exists; choose another name or add --overwrite"),
         (["--plot", "plan.svg"], "plan.svg has no suffix of a picture"),
         (["--plot", "missing/plan.png"], "the folder missing does not exist"),
+        (["--plot", "new.png", "-o", "new.png"], "--output and --plot are both new.png; give two names"),
         (["-o", "missing/plan.json"], "the folder missing does not exist"),
     ):
         capsys.readouterr()

@@ -191,6 +191,7 @@ def test_a_small_world_names_the_words_it_does_not_know(folder: Path, tmp_path: 
         ({"prompt": "a" * 1_000_001}, "the prompt has 1000001 characters; at most 1000000 are read"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts have 2 negative prompts; give one, or as many"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"prompt": ["a", "b"], "num_images_per_prompt": 2**30}, f"the number of images is {2**31}; it must be a"),
         ({"width": 0}, "width is 0; it must be a whole number from 2 to 16384"),
         ({"height": -8}, "height is -8; it must be a whole number from 2"),
         ({"width": 7}, "width is 7; tiny-text draws multiples of 2: 6"),

@@ -57,9 +57,9 @@ class Program:
                 encoding="utf-8",
                 errors="replace",  # what is no text is no JSON either, and is shown as it is
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null character in a word
             self.errors.close()
-            raise EngineError(f"{self} cannot be started: {error.strerror}") from error
+            raise EngineError(f"{self} cannot be started: {getattr(error, 'strerror', None) or error}") from error
         try:
             self.ready = str(self.read("ready")["ready"])
         except BaseException:
