@@ -26,6 +26,7 @@ from runtime.loading import load
 from runtime.pipeline import Pipeline
 from runtime.result import Result
 from runtime.steps import Step
+from runtime.version import __version__
 
 __all__ = [
     "Animation",
@@ -40,6 +41,7 @@ __all__ = [
     "Result",
     "Step",
     "TimedOut",
+    "__version__",
     "interpolate",
     "load",
 ]

@@ -38,6 +38,7 @@ from runtime.recipe import Recipe, Settings, with_strength
 from runtime.result import Result
 from runtime.steps import Progress, Row, Rows, Step, finished, steps
 from runtime.variation import Noise, generator_of, variation_of
+from runtime.version import __version__
 
 Float32 = npt.NDArray[np.float32]
 
@@ -322,6 +323,7 @@ class Pipeline(ABC):
             "rng": settings.rng,
             "provider": self.networks.provider,
             "onnxruntime": import_engine().__version__,
+            "version": __version__,
         }
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from runtime import variation_arguments
 from runtime.animation import MAX_SIDES
@@ -33,7 +32,7 @@ from runtime.pipeline import Pipeline
 from runtime.plan_arguments import SAMPLER_OPTIONS, read_plan
 from runtime.prompt_syntax import shortened
 from runtime.result import Result, image_path
-from runtime.source_image import MAX_BYTES, MAX_PIXELS, reading
+from runtime.source_image import opened, reading
 from runtime.text_to_image import TextToImage
 
 SAME_DB = 50.0  # from here on two pictures differ by rounding alone
@@ -183,21 +182,12 @@ def read_carried(path: Path) -> Carried:
     Raises:
         RequestError: no PNG, one that is too large, or one that carries nothing of this program's, or a sheet.
     """
-    with reading(str(path)):
-        if not path.is_file():
-            raise RequestError(f"the picture {path} does not exist")
-        if path.suffix.lower() in MAX_SIDES:
-            raise RequestError(
-                f"{path} is no PNG; only these are replayed, and frames are drawn again by their command"
-            )
-        if path.stat().st_size > MAX_BYTES:
-            raise RequestError(f"{path} has {path.stat().st_size} bytes; a picture has at most {MAX_BYTES}")
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise RequestError(f"{path} claims {picture.width}x{picture.height} pixels; at most {MAX_PIXELS}")
-            picture.load()
-            text = picture.info.get(METADATA_KEY)
-            pixels = np.asarray(picture)
+    if path.suffix.lower() in MAX_SIDES:
+        raise RequestError(f"{path} is no PNG; only these are replayed, and frames are drawn again by their command")
+    with opened(path, ("PNG",)) as picture, reading(str(path)):
+        picture.load()
+        text = picture.info.get(METADATA_KEY)
+        pixels = np.asarray(picture)
     if not isinstance(text, str):
         raise RequestError(f"{path} does not say what made it; only PNGs of this program do, as it wrote them")
     try:
@@ -226,6 +216,8 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
     fields.take("variant", str, type(None))  # of the weights, which the bundle's hash covers
     for name in OF_MACHINE:
         fields.take(name, str)
+    if "version" in fields.left:  # older pictures do not say it
+        fields.take("version", str)
     given = {name: fields.left.pop(name, None) for name in ("plan_sha256", "image_sha256", "mask_sha256")}
     settings = {
         "sampler": fields.take("sampler", str),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +64,41 @@ def open_mask(mask: MaskInput) -> Image.Image:
 
 def read_image(path: Path) -> Image.Image:
     """Read a file; its size is looked at before anything of it is decoded."""
+    with opened(path) as image:
+        return decoded(image, str(path))
+
+
+@contextlib.contextmanager
+def opened(path: Path, formats: Sequence[str] = READABLE) -> Iterator[Image.Image]:
+    """A picture in a file, of which nothing has been decoded but what it says of itself.
+
+    Raises:
+        RequestError: no file, none of these formats, or one that is, or claims to be, too large.
+    """
     with reading(str(path)):
         if not path.is_file():  # a pipe would be waited for
             raise RequestError(f"the picture {path} does not exist" if not path.exists() else f"{path} is no file")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise RequestError(f"{path} has {size} bytes; a picture to begin at has at most {MAX_BYTES}")
+            raise RequestError(f"{path} has {size} bytes; a picture has at most {MAX_BYTES}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``decoded`` is stricter
-            opened = Image.open(path, formats=READABLE)
-    with opened:
-        return decoded(opened, str(path))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``check_claim`` is stricter
+            image = Image.open(path, formats=formats)
+    with image:
+        check_claim(image, str(path))
+        yield image
 
 
 def decoded(image: Image.Image, name: str) -> Image.Image:
     """The pixels of an image that may not have been decoded yet, as ``to_rgb`` gives them."""
-    if image.width * image.height > MAX_PIXELS:
-        raise RequestError(
-            f"{name} claims {image.width}x{image.height} pixels; a picture to begin at has at most {MAX_PIXELS}"
-        )
+    check_claim(image, name)
     with reading(name):
         return to_rgb(image)
+
+
+def check_claim(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise RequestError(f"{name} claims {image.width}x{image.height} pixels; a picture has at most {MAX_PIXELS}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import resource
 import struct
 import zlib
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from runtime.errors import RequestError
 from runtime.image import METADATA_KEY
 from runtime.noise import noise_generator
 from runtime.plan import compile_plan
-from runtime.source_image import MAX_PIXELS, open_image
+from runtime.source_image import MAX_PIXELS, open_image, open_mask
 from runtime.text_to_image import TextToImage
 
 STEPS, SEED = 10, 5
@@ -182,7 +183,7 @@ def test_an_opened_picture_may_still_be_broken_or_too_large() -> None:
     Image.fromarray(picture(64, 64)).save(whole, "PNG")
     with pytest.raises(RequestError, match="the picture cannot be read as a picture"):
         open_image(Image.open(io.BytesIO(whole.getvalue()[:2000])))
-    with pytest.raises(RequestError, match=f"pixels; a picture to begin at has at most {MAX_PIXELS}"):
+    with pytest.raises(RequestError, match=f"pixels; a picture has at most {MAX_PIXELS}"):
         open_image(Image.new("1", (2**14, MAX_PIXELS // 2**14 + 1)))
 
 
@@ -229,6 +230,35 @@ def test_a_broken_file_is_one_line(text_model: Path, tmp_path: Path, refusal: Ca
     assert message in error
     assert str(source) in error
     assert not output.exists()
+
+
+def claiming(suffix: str) -> bytes:
+    """A small file that claims more pixels than any program would decode."""
+    small, buffer = Image.new("RGB", (8, 8)), io.BytesIO()
+    moving = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if suffix == "webp" else {}
+    small.save(buffer, "JPEG" if suffix == "jpg" else suffix.upper(), **moving)
+    data = bytearray(buffer.getvalue())
+    place, size = {
+        "jpg": (data.find(b"\xff\xc0") + 5, struct.pack(">HH", 65500, 65500)),
+        "gif": (6, struct.pack("<HH", 65535, 65535)),
+        "bmp": (18, struct.pack("<ii", 2**30, 2**30)),
+        "webp": (data.find(b"VP8X") + 12, 2 * (2**14 - 1).to_bytes(3, "little")),
+    }[suffix]
+    data[place : place + len(size)] = size
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "gif", "bmp", "webp"])
+def test_a_claim_of_any_format_is_refused_before_it_is_decoded(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"claim.{suffix}"
+    file.write_bytes(claiming(suffix))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for opening in (open_image, open_mask):
+        with pytest.raises(
+            RequestError, match=r"claim\.\w+ cannot be read as a picture \(Image size \(\d{9,} pixels\)"
+        ):
+            opening(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB, where a gigabyte is claimed
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,12 @@ stranger's picture carries opens no file of its choosing and ends in one line.""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from test_image_to_image import BROKEN
 
 from runtime import load
 from runtime.__main__ import main
 from runtime.image import METADATA_KEY, encode_image
+from runtime.source_image import MAX_BYTES
 
+ROOT = Path(__file__).parents[1]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
@@ -147,13 +155,78 @@ def test_files_that_are_no_pictures_of_ours(models: Path, refusal: Callable[...,
     Image.new("RGB", (8, 8)).save("deep.png", pnginfo=info)
     for name, message in (
         ("missing.png", "the picture missing.png does not exist"),
-        (".", "the picture . does not exist"),
+        (".", ". is no file"),
         ("plain.png", "does not say what made it"),
         ("picture.jpg", "cannot be read as a picture"),
         ("text.png", "cannot be read as a picture"),
         ("deep.png", "carries nothing that can be drawn again"),
     ):
         assert message in refusal(main, "replay", name)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_or_a_bomb_is_one_line(models: Path, refusal: Callable[..., str], name: str) -> None:
+    """What is too large, or claims to be, is refused before it is decoded."""
+    data, message = BROKEN[name]
+    Path("bad.png").write_bytes(data)
+    assert message in refusal(main, "replay", "bad.png")
+
+
+def test_a_picture_of_too_many_bytes_is_not_read(models: Path, refusal: Callable[..., str]) -> None:
+    with Path("huge.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # which takes no room on the disk
+    for words in (["replay", "huge.png"], ["--model", "tiny-text", "red", "--image", "huge.png", "-o", "out.png"]):
+        assert f"huge.png has {MAX_BYTES + 1} bytes; a picture has at most {MAX_BYTES}" in refusal(main, *words)
+
+
+def test_a_picture_of_an_older_version(models: Path) -> None:
+    assert main(["--model", "tiny-text", "red", "--seed", "7", "-o", "out.png"]) == 0
+    carrying(Path("out.png"), version=None)
+    assert main(["replay", "out.png"]) == 0
+
+
+WATCH = """
+import json, sys
+from runtime.__main__ import main
+named, *pictures = sys.argv[1:]
+outside = ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system")
+reached = []
+def watch(event, arguments):
+    if event in outside or named in str(arguments):
+        reached.append([event, str(arguments)])
+sys.addaudithook(watch)
+for picture in pictures:
+    assert main(["replay", picture, "--image", "begin.png", "--mask", "begin.png"]) in (0, 1, 2)
+print(json.dumps(reached))
+"""
+
+
+def test_no_path_that_a_picture_names_is_opened_and_nothing_is_fetched(models: Path, tmp_path: Path) -> None:
+    """Every value of a picture in turn is the path of a file that is there, and so are values that it does not have."""
+    assert main(["--model", "tiny-text", "red", "--seed", "7", "-o", "plain.png"]) == 0
+    Image.new("RGB", (12, 8)).save("begin.png")
+    begun = ["--image", "begin.png", "--mask", "begin.png", "--seed", "7", "-o", "begun.png"]
+    assert main(["--model", "tiny-text", "red", *begun]) == 0
+    named = tmp_path / "named"
+    (models / "tiny-text").rename(named)  # a whole bundle, so that whoever opens it finds what is wanted
+    shutil.copytree(named, models / "tiny-text")
+    further = ("image", "mask", "plan", "model", "embedding", "negative_prompt", "to_prompt", "tokenizer", "file")
+    pictures = []
+    for name in ("plain.png", "begun.png"):
+        with Image.open(name) as picture:
+            keys = {*json.loads(picture.info[METADATA_KEY]), *further}
+        values: list[Any] = [str(named), [{"name": str(named), "sha256": "", "vectors": 1, "image": str(named)}]]
+        for k, (key, value) in enumerate(itertools.product(sorted(keys), values)):
+            pictures.append(f"{k}-{name}")
+            shutil.copy(name, pictures[-1])
+            carrying(Path(pictures[-1]), **{key: value})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", WATCH, str(named), *pictures]
+    finished = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout.splitlines()[-1]) == []
+    assert finished.stderr.count("error: ") > len(pictures) / 2
+    assert "begun.png: the same" in finished.stdout  # where the value was of no importance
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
