@@ -156,7 +156,7 @@ class ClassToImage(Pipeline):
             labels = np.atleast_1d(np.asarray(class_labels))
         except ValueError:  # numbers beside lists of them
             labels = np.asarray(class_labels, object)
-        if labels.size and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+        if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
             raise RequestError(f"class_labels {class_labels!r} must be a whole number or a list of them")
         if not len(labels):
             raise RequestError("there is no label to draw; give at least one")

@@ -123,6 +123,7 @@ def test_without_a_seed_one_is_drawn_and_kept(pipeline: ClassToImage) -> None:
         ({"class_labels": "seven"}, "class_labels 'seven' must be a whole number"),
         ({"class_labels": [1.9]}, "class_labels [1.9] must be a whole number or a list of them"),
         ({"class_labels": [[1, 2]]}, "must be a whole number or a list of them"),
+        ({"class_labels": [[], []]}, "must be a whole number or a list of them"),
         ({"guidance_scale": "2"}, "guidance_scale is 2; it must be a finite number"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
