@@ -3,36 +3,23 @@ long or broken are dealt with in bounded time."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
-from pathlib import Path
 
 import pytest
+from clip_tokenizer import clip_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from runtime.bundle import File, TextConditioning
 from runtime.errors import PromptWarning, RequestError
 from runtime.prompt import PromptTokenizer
 from training.stable_diffusion.tokenizer import TOKENIZER_FILE
 
 
-class Folder:
-    """As much of a bundle as a tokenizer needs."""
-
-    name, folder = "clip", TOKENIZER_FILE.parent
-
-    def read(self, file: File) -> bytes:
-        return Path(self.folder / file.name).read_bytes()
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> PromptTokenizer:
-    data = TOKENIZER_FILE.read_bytes()
-    file = File(TOKENIZER_FILE.name, len(data), hashlib.sha256(data).hexdigest())
-    return PromptTokenizer(Folder(), TextConditioning(file, 77, 49406, 49407, 49407, 49408, 768, 12, 0, None))  # type: ignore[arg-type]
+    return clip_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ const ABSENT = new RegExp(
   String.raw`<${WORD}(?:(?!${SPACE})[^<>:])*>${WORD}*|(?<!${WORD})embedding:${SPACE}*(?:(?!${SPACE})[^,\(\)\[\]])+`,
   "giu",
 );
+const BYTE_LEVEL_SPLIT = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
 
 /** A bundle's tokenizer. */
 export class PromptTokenizer {
@@ -44,7 +45,8 @@ export class PromptTokenizer {
     });
     try {
       const value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-      return new PromptTokenizer(bundle.manifest, new Tokenizer(value, {}), lowercases(value.normalizer));
+      const read = new Tokenizer({ ...value, pre_tokenizer: spelledOut(value.pre_tokenizer) }, {});
+      return new PromptTokenizer(bundle.manifest, read, lowercases(value.normalizer));
     } catch (error) {
       throw new BundleError(`${where} is not a tokenizer of the tokenizers library (${oneLine(error)})`);
     }
@@ -151,6 +153,17 @@ export class PromptTokenizer {
 /** Whether a normalizer of the tokenizers library makes small letters. */
 function lowercases(normalizer) {
   return normalizer?.type === "Lowercase" || (normalizer?.normalizers ?? []).some(lowercases);
+}
+
+/**
+ * The same pre-tokenizer, with the split that is in ByteLevel as a step of its own: in there JavaScript's \s counts, which
+ * unlike that of the tokenizers library has U+FEFF among spaces.
+ */
+function spelledOut(step) {
+  if (step?.type === "Sequence") return { ...step, pretokenizers: step.pretokenizers.map(spelledOut) };
+  if (step?.type !== "ByteLevel" || step.use_regex === false || step.add_prefix_space) return step;
+  const split = { type: "Split", pattern: { Regex: BYTE_LEVEL_SPLIT }, behavior: "Isolated", invert: false };
+  return { type: "Sequence", pretokenizers: [split, { ...step, use_regex: false }] };
 }
 
 /** A section's tokens in chunks of at most `room`; one that is empty, if there are none. */
