@@ -17,6 +17,8 @@
 # Variables, given after the target:
 #
 #   PYTHON=python3.12                the Python to make environments with, 3.11 or later
+#   NODE=/opt/node/bin/node          the Node to test the JavaScript host with, 20 or later; without one these tests are
+#                                    left out by an empty NODE=, and only by that
 #   PYTEST_FLAGS='-k plan -x'        more arguments for pytest; '-n 0' runs the tests in one process, for a debugger
 #   BENCH_FLAGS='--size 256x256'     more arguments for the benchmark at full size
 #   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. The tests need no more than its CPU build, a
@@ -25,6 +27,7 @@
 #   PIP_FLAGS='--find-links FOLDER'  more arguments for pip, such as a folder of wheels or another index
 
 PYTHON ?= python3
+NODE ?= node
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -37,9 +40,12 @@ PARALLEL := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 DEMO := .venv/demo
 TEST := .venv/test
 CUDA := .venv/cuda
+JS := runtime/hosts/js
+MODULES := $(if $(NODE),$(JS)/node_modules/.ready)
 
 # Packages that lie on these paths would be importable in an environment that promises not to have them.
 unexport PYTHONPATH PYTHONHOME
+export NODE
 
 .DEFAULT_GOAL := all
 .PHONY: all demo quick test test-full test-cuda lint bench clean
@@ -77,6 +83,18 @@ $(CUDA)/.ready: pyproject.toml
 	@$(install) -e '.[train,export,cuda,dev]'
 	@touch $@
 
+# What is missing is said in one line, with where to get it.
+get_node = apt-get install nodejs npm, or https://nodejs.org; or leave these tests out: make $(or $(MAKECMDGOALS),test) NODE=
+
+$(JS)/node_modules/.ready: $(JS)/package.json $(JS)/package-lock.json
+	@$(NODE) -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2>/dev/null || { found=$$($(NODE) --version 2>&1); \
+	  echo "error: NODE=$(NODE) is \"$$found\", and the JavaScript host takes Node 20 or later: $(get_node)" >&2; exit 2; }
+	@npm --version >/dev/null 2>&1 || { \
+	  echo "error: npm is missing, which installs what the JavaScript host is tested with: $(get_node)" >&2; exit 2; }
+	@echo "$(@D): installing ONNX Runtime for Node, whose package holds the libraries of six platforms, and the tokenizers"
+	@cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
 demo: $(DEMO)/.ready
 	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then \
 	  echo "error: PyTorch is importable in $(DEMO), which promises not to have it; make clean" >&2; exit 1; fi
@@ -88,7 +106,7 @@ demo: $(DEMO)/.ready
 quick: $(TEST)/.ready
 	$(TEST)/bin/python -m pytest -m 'not slow and not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)
 
-test: $(TEST)/.ready
+test: $(TEST)/.ready $(MODULES)
 	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)
 
 # $(call marked,FOLDER,MARK) runs the tests with a mark. Where no test has it pytest ends with status 5: no failure.
@@ -98,7 +116,7 @@ if [ $$status -eq 5 ]; then echo "make $@: no test is marked $(2) yet, so there 
 else set -x; $(1)/bin/python -m pytest -m $(2) $(PYTEST_FLAGS); fi
 endef
 
-test-full: $(TEST)/.ready
+test-full: $(TEST)/.ready $(MODULES)
 	$(call marked,$(TEST),full)
 
 # Where there is no GPU the test environment will do, since the tests only say why they are skipped.
@@ -124,5 +142,5 @@ bench: $(TEST)/.ready
 	$(TEST)/bin/python tests/full_size_benchmark.py $(BENCH_FLAGS)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules
 	find training export runtime peers tests -name __pycache__ -type d -prune -exec rm -rf {} +

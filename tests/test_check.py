@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,35 @@ def test_what_is_wrong_with_a_case_is_said(
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def expected_values(case: Case) -> list[tuple[str, float]]:
+    """The tensors that a case expects, and ten times what it tolerates; what is compared exactly moves by one."""
+    if case["kind"] == "picture":
+        return [(case["sample"], 10 * case["tolerance"]), (case["image"], 10)]
+    names = case.get("outputs") or case.get("tensors") or {"": case["tensor"]}
+    return [(name, 10 * case["tolerance"] if "tolerance" in case else 1) for name in names.values()]
+
+
+@pytest.mark.slow
+def test_no_expected_value_can_move_by_ten_times_its_tolerance_unnoticed(tmp_path: Path) -> None:
+    """The JavaScript host's ``check.test.mjs`` proves the same of that host."""
+    folder = tmp_path / "mnist-paper"
+    shutil.copytree(Path(__file__).parents[1] / "models_onnx" / "mnist-paper", folder)
+    bundle = open_bundle(folder)
+    cases, tensors = read_conformance(bundle)
+    looked = 0
+    for case in cases:
+        for name, amount in expected_values(case):
+            for index in {0, tensors[name].size // 3, tensors[name].size - 1}:
+                moved = tensors[name].copy()
+                value = moved.reshape(-1)[index]
+                moved.reshape(-1)[index] = value - amount if value > 100 else value + amount  # bytes end at 255
+                save(folder, [case], {**tensors, name: moved})
+                failed = [outcome for outcome in replay(bundle, "cpu") if not outcome.passed]
+                assert len(failed) == 1, f"{case['kind']} {name}[{index}]"
+                looked += 1
+    assert looked > 20
 
 
 def test_a_folder_of_others_has_nothing_to_replay(tmp_path: Path) -> None:

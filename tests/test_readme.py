@@ -63,6 +63,14 @@ def run_python(words: list[str], folder: Path) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def run_node(words: list[str], folder: Path) -> None:
+    script, *others = words
+    if not os.environ.get("NODE", "node") or not (ROOT / script).with_name("node_modules").exists():
+        pytest.skip("the packages of runtime/hosts/js are not installed; make test installs them")
+    finished = run([os.environ.get("NODE", "node"), str(ROOT / script), *others], folder)
+    assert finished.returncode == 0, finished.stderr
+
+
 def check_make(words: list[str]) -> None:
     """Let make say what it would do, which it cannot for a target that does not exist."""
     finished = run([*words, "-n"], ROOT)
@@ -84,10 +92,17 @@ def check_training(words: list[str]) -> None:
     importlib.import_module(f"training.{words[3]}.command").parser().parse_args(words[4:])
 
 
-RUN = ("python -m runtime", "python -m export")
+def check_npm(words: list[str]) -> None:
+    """Only what the lock file of the JavaScript host says is installed."""
+    assert words == ["npm", "ci", "--ignore-scripts", "--prefix", "runtime/hosts/js"]
+    assert (ROOT / words[-1] / "package-lock.json").exists()
+
+
+RUN = ("python -m runtime", "python -m export", "node")
 CHECK: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pip": check_pip,
+    "npm": check_npm,
     "python -m training": check_training,
 }
 
@@ -138,8 +153,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, mnist_sample_file: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("command", parameters(each for each in commands(README) if begins_with(each.code, RUN)))
 def test_command_runs(command: str, workspace: Path) -> None:
-    smaller = ["--steps", "2", "--size", "48x32"] if "--model my-model " in command else []
-    run_python([*shlex.split(command)[1:], *smaller], workspace)
+    program, *words = shlex.split(command)
+    size = ["--size", "48x32"] if "--model my-model " in command else []
+    if program == "node":
+        run_node([*words, *size], workspace)
+    else:
+        run_python([*words, *(["--steps", "2"] if size else []), *size], workspace)
 
 
 @pytest.mark.slow

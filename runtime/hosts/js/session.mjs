@@ -9,7 +9,7 @@ import { filesOf } from "./bundle.mjs";
 import { BundleError, EngineError, RequestError, oneLine } from "./errors.mjs";
 import { checkExternalData } from "./external-data.mjs";
 import { checkWhole, shown } from "./limits.mjs";
-import { inWords, sameTensors } from "./signatures.mjs";
+import { inWords, sameSignature } from "./signatures.mjs";
 import { tensor } from "./tensor.mjs";
 
 const DEFAULT_VARIANT = "fp32";
@@ -59,7 +59,7 @@ export class Session {
       ["outputs", session.outputMetadata],
     ]) {
       const declared = found.map(({ name, type, shape }) => ({ name, dtype: type, shape: shape ?? [] }));
-      if (!sameTensors(declared, graph[kind])) {
+      if (!sameSignature(declared, graph[kind])) {
         await session.release();
         throw new BundleError(
           `${where} has ${kind} ${inWords(declared)} where the manifest says ${inWords(graph[kind])}; export it again`,

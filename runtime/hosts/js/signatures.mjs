@@ -72,17 +72,21 @@ function hasVariants(graphs, role) {
 }
 
 /** The same names, dtypes and ranks, and the same sizes where both are numbers; in any order. */
-export function sameTensors(declared, expected) {
+function sameTensors(declared, expected) {
+  return sameBut((a, b) => a === b || typeof a === "string" || typeof b === "string", declared, expected);
+}
+
+/** As `sameTensors`, and names of sizes where the other has names: what a file has, and what its manifest says of it. */
+export function sameSignature(found, declared) {
+  return sameBut((a, b) => a === b || (typeof a === "string" && typeof b === "string"), found, declared);
+}
+
+function sameBut(sameSize, some, others) {
   const fits = (a, b) =>
-    a.dtype === b.dtype &&
-    a.shape.length === b.shape.length &&
-    a.shape.every((size, i) => size === b.shape[i] || typeof size === "string" || typeof b.shape[i] === "string");
-  const byName = new Map(declared.map((each) => [each.name, each]));
-  return (
-    byName.size === declared.length &&
-    declared.length === expected.length &&
-    expected.every((each) => byName.has(each.name) && fits(byName.get(each.name), each))
-  );
+    a.dtype === b.dtype && a.shape.length === b.shape.length && a.shape.every((size, i) => sameSize(size, b.shape[i]));
+  const byName = new Map(some.map((each) => [each.name, each]));
+  const each = others.every((other) => byName.has(other.name) && fits(byName.get(other.name), other));
+  return each && byName.size === some.length && some.length === others.length;
 }
 
 export function inWords(tensors) {
