@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from clip_tokenizer import clip_tokenizer  # noqa: E402 - the path is set above, for who runs this as a program
 
 from runtime.arithmetic import clip_original, guided  # noqa: E402
+from runtime.bundle import Latents, PreviewMap  # noqa: E402
 from runtime.noise import mersenne_words, noise_generator, philox_words  # noqa: E402
 from runtime.preview import preview_latents  # noqa: E402
 from runtime.prompt_syntax import parse  # noqa: E402
@@ -99,7 +100,11 @@ def parsed(text: str) -> dict[str, Any]:
 
 def chunked(prompt: str) -> dict[str, Any]:
     chunks = clip_tokenizer().chunks(prompt)
-    return {"text": prompt, "ids": [chunk.ids[0].tolist() for chunk in chunks], "weights": [chunk.weights.tolist() for chunk in chunks]}
+    return {
+        "text": prompt,
+        "ids": [chunk.ids[0].tolist() for chunk in chunks],
+        "weights": [chunk.weights.tolist() for chunk in chunks],
+    }
 
 
 def drawn(generator: str, seed: int, counts: tuple[int, ...]) -> dict[str, Any]:
@@ -111,7 +116,8 @@ def drawn(generator: str, seed: int, counts: tuple[int, ...]) -> dict[str, Any]:
 
 def vectors() -> dict[str, Any]:
     tokenizer = clip_tokenizer()
-    uncond, cond, sample, latents = numbers(1, 2, 3, 2, 2), numbers(2, 2, 3, 2, 2), numbers(3, 24), numbers(4, 1, 4, 2, 3)
+    uncond, cond = numbers(1, 2, 3, 2, 2), numbers(2, 2, 3, 2, 2)
+    sample, latents = numbers(3, 24), numbers(4, 1, 4, 2, 3)
     states, weights = numbers(5, 1, 4, 3), np.array([1, 1.5, -0.5, 1])
     clipped = clip_original(np.array([1.25, -0.75]), sample, uncond.reshape(-1), 0.8)
     preview = {"weights": numbers(6, 4, 3).tolist(), "biases": [0.1, 0.2, -0.3]}
@@ -143,14 +149,11 @@ def vectors() -> dict[str, Any]:
             "expected": {str(phi): guided(uncond, cond, 7.5, phi).reshape(-1).tolist() for phi in (0, 0.7)},
         },
         "clipped": {"sample": sample.tolist(), "output": clipped[0].tolist(), "original": clipped[1].tolist()},
-        "preview": preview
-        | {"latents": latents.reshape(-1).tolist(), "expected": preview_of(preview, latents)},
+        "preview": preview | {"latents": latents.reshape(-1).tolist(), "expected": preview_of(preview, latents)},
     }
 
 
 def preview_of(preview: dict[str, Any], latents: np.ndarray) -> list[int]:
-    from runtime.bundle import Latents, PreviewMap
-
     found = PreviewMap(tuple(map(tuple, preview["weights"])), tuple(preview["biases"]))
     pixels = preview_latents(Latents(4, 8, 1.0, found), latents)
     assert pixels is not None

@@ -1,12 +1,14 @@
-"""Proves that the JavaScript host is this package in another language: its own tests pass, its pictures are Python's for
-the same seed, they carry what Python's carry, and Python draws them again from that; and that the numbers which its
-tests compare with are this package's."""
+"""Proves that the JavaScript host is this package in another language: its own tests pass, its pictures are Python's
+for the same seed, they carry what Python's carry, and Python draws them again from that; and that the numbers which
+its tests compare with are this package's."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import js_vectors
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from text_samples import sample_bundle
@@ -157,6 +160,54 @@ def test_make_says_what_is_missing_and_where_to_get_it(missing: str) -> None:
     assert done.returncode == 2
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Node 20 or later: apt-get install nodejs npm, or https://nodejs.org" in said
+
+
+# Draws as the command line does, with weights read by the engine from their file, and handed to it.
+BUFFERS = """
+const [folder] = process.argv.slice(1);
+const { load } = await import(process.env.HOST + "/diffuse.mjs");
+const { folderFiles } = await import(process.env.HOST + "/node-files.mjs");
+const { createRequire } = await import("node:module");
+const ort = createRequire(process.env.HOST + "/package.json")("onnxruntime-node");
+const { path, ...buffers } = folderFiles(folder);
+for (const files of [folderFiles(folder), buffers]) {
+  const pipeline = await load(files, ort, { threads: 1 });
+  const { images } = await pipeline({ classLabels: 3, seed: 5, numInferenceSteps: 4 });
+  console.log(Buffer.from(images[0].data).toString("hex"));
+}
+"""
+
+
+def with_external_data(folder: Path, target: Path) -> Path:
+    """A copy of a bundle of classes whose weights are in a file of their own."""
+    shutil.copytree(folder, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    graph = manifest["graphs"]["unet"]["fp32"]
+    model = onnx.load(target / graph["file"])
+    onnx.save_model(model, target / graph["file"], save_as_external_data=True, location="weights.bin", size_threshold=0)
+    graph["external_data"] = [{"file": "weights.bin"}]
+    for entry in (graph, *graph["external_data"]):
+        data = (target / entry["file"]).read_bytes()
+        entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+@pytest.mark.slow
+def test_weights_in_a_file_of_their_own_are_read_by_path_and_from_memory(node: str, tmp_path: Path) -> None:
+    bundle = with_external_data(ROOT / "models_onnx" / "mnist-paper", tmp_path / "apart")
+    arguments = ["--input-type=module", "-e", BUFFERS, bundle]
+    drawn = run(node, *arguments, HOST=str(JS), ORT_DISABLE_TELEMETRY="1").split()
+    expected = load(bundle, "cpu")(3, seed=5, num_inference_steps=4).images[0]
+    assert len(drawn) == 2
+    for each in drawn:
+        assert psnr(np.frombuffer(bytes.fromhex(each), np.uint8).reshape(expected.shape), expected) >= SAME_DB
+    weights = bytearray((bundle / "weights.bin").read_bytes())
+    weights[0] ^= 1
+    (bundle / "weights.bin").write_bytes(weights)
+    refused = subprocess.run([node, CLI, "check", bundle], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert re.fullmatch(r"error: .*weights\.bin does not have the SHA-256 of the manifest; .*\n", refused.stderr)
 
 
 SAMPLE = """

@@ -1,6 +1,6 @@
 /**
- * The arithmetic of one row of a plan, as docs/bundle.md has it to the last rounding: in float64, rounded to float32 once
- * (runtime/arithmetic.py). Samples of a batch are one Float32Array each.
+ * The arithmetic of one row of a plan, as docs/bundle.md has it to the last rounding: in float64, rounded to float32
+ * once (runtime/arithmetic.py). Samples of a batch are one Float32Array each.
  */
 
 import { RequestError } from "./errors.mjs";
@@ -26,8 +26,8 @@ export function combine(weights, terms) {
 /**
  * The output led away from `uncond` (Ho & Salimans 2022, eq. 6, with s = w + 1).
  *
- * With `rescale` phi > 0 it is mixed with itself at the standard deviation that `cond` has over all elements of an image
- * (Lin et al. 2024, section 3.4, eqs. 15 and 16).
+ * With `rescale` phi > 0 it is mixed with itself at the standard deviation that `cond` has over all elements of an
+ * image (Lin et al. 2024, section 3.4, eqs. 15 and 16).
  *
  * @param size elements of one image.
  */

@@ -1,9 +1,9 @@
 /**
  * Replay a bundle's conformance file, so that this machine proves itself: runtime/check.py.
  *
- * The file holds inputs, expected outputs and tolerances for every graph, for the noise, for plans and for whole pictures.
- * Every host, in whatever language, has this command and reads the same file. This one compiles no plans: it holds those
- * of the manifest, which it draws by, against the expected numbers.
+ * The file holds inputs, expected outputs and tolerances for every graph, for the noise, for plans and for whole
+ * pictures. Every host, in whatever language, has this command and reads the same file. This one compiles no plans: it
+ * holds those of the manifest, which it draws by, against the expected numbers.
  */
 
 import { openBundle } from "./bundle.mjs";
@@ -95,7 +95,9 @@ function bits(each) {
   const expected = each.tensor("tensor", isPhilox ? 2 : 1);
   const draw = each.count("draw", 0, isPhilox ? 2 ** 32 - 1 : 0);
   const [count] = expected.dims;
-  const words = isPhilox ? tensor(philoxWords(seed, draw, count), [count, 2]) : tensor(mersenneWords(seed, count), [count]);
+  const words = isPhilox
+    ? tensor(philoxWords(seed, draw, count), [count, 2])
+    : tensor(mersenneWords(seed, count), [count]);
   return [outcome(`bits ${generator} seed ${seed}`, largestDifference(words, expected), 0)];
 }
 

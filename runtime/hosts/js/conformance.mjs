@@ -16,7 +16,8 @@ export class Case extends Fields {
 
   named(name) {
     const found = typeof name === "string" && this.tensors.get(name);
-    if (!found) throw new BundleError(`${this.where} names the tensor ${quoted(String(name))}, which the file does not have`);
+    if (!found)
+      throw new BundleError(`${this.where} names the tensor ${quoted(String(name))}, which the file does not have`);
     return found;
   }
 
@@ -58,7 +59,9 @@ export async function readConformance(bundle, { signal } = {}) {
   const where = bundle.where(CONFORMANCE);
   const bytes = await asked(bundle.files, CONFORMANCE, { maxSize: MAX_CONFORMANCE_BYTES, signal });
   if (bytes.length > MAX_CONFORMANCE_BYTES) {
-    throw new BundleError(`${where} has ${bytes.length} bytes; a conformance file has at most ${MAX_CONFORMANCE_BYTES}`);
+    throw new BundleError(
+      `${where} has ${bytes.length} bytes; a conformance file has at most ${MAX_CONFORMANCE_BYTES}`,
+    );
   }
   const { tensors, metadata } = readSafetensors(bytes, where);
   let cases;

@@ -85,11 +85,13 @@ function sizeOf({ size }) {
 
 async function planOf({ plan: path, sampler, steps }) {
   if (path === undefined) return undefined;
-  if (sampler !== undefined || steps !== undefined) throw new RequestError("--plan is whole; leave out --sampler and --steps");
+  if (sampler !== undefined || steps !== undefined)
+    throw new RequestError("--plan is whole; leave out --sampler and --steps");
   let bytes;
   try {
     const { size } = await stat(path);
-    if (size > MAX_PLAN_BYTES) throw new RequestError(`${path} has ${size} bytes; a plan has at most ${MAX_PLAN_BYTES}`);
+    if (size > MAX_PLAN_BYTES)
+      throw new RequestError(`${path} has ${size} bytes; a plan has at most ${MAX_PLAN_BYTES}`);
     bytes = await readFile(path);
   } catch (error) {
     if (error instanceof DiffusionError) throw error;
@@ -114,17 +116,21 @@ function labelOf(text, { names, num_classes: count }) {
 /** What to draw, by what the model is told. */
 function condition({ label, negative, "clip-skip": clipSkip }, prompt, { name, conditioning }) {
   if (conditioning.kind === "text") {
-    if (label !== undefined) throw new RequestError(`${name} draws what a prompt says; leave out --label ${shown(label)}`);
+    if (label !== undefined)
+      throw new RequestError(`${name} draws what a prompt says; leave out --label ${shown(label)}`);
     if (prompt === undefined) throw new RequestError(`${name} draws what a prompt says; give one: "a photo of a cat"`);
     return { prompt, negativePrompt: negative };
   }
   const words = { "a prompt": prompt, "--negative": negative, "--clip-skip": clipSkip };
   const given = Object.keys(words).find((key) => words[key] !== undefined);
-  if (given) throw new RequestError(`${name} draws classes and takes no text; leave out ${given}, or choose another --model`);
+  if (given)
+    throw new RequestError(`${name} draws classes and takes no text; leave out ${given}, or choose another --model`);
   return { classLabels: labelOf(label ?? "0", conditioning) };
 }
 
-/** ONNX Runtime for Node and the tokenizers. Since 1.29 the former reports its use, and decides so when it is loaded. */
+/**
+ * ONNX Runtime for Node and the tokenizers. Since 1.29 the former reports its use, and decides so when it is loaded.
+ */
 async function libraries() {
   process.env.ORT_DISABLE_TELEMETRY ??= "1";
   try {

@@ -15,8 +15,8 @@
  * }
  * ```
  *
- * Nothing here imports anything of Node or of the browser. Names are those of the Python package, in camelCase; what is in
- * a manifest, in a plan or in the metadata of a picture keeps the names of docs/bundle.md.
+ * Nothing here imports anything of Node or of the browser. Names are those of the Python package, in camelCase; what is
+ * in a manifest, in a plan or in the metadata of a picture keeps the names of docs/bundle.md.
  *
  * Shapes: B images in a batch, C H W the shape of one sample (of pixels or of latents).
  */
@@ -53,9 +53,9 @@ export interface Files {
   /** The bytes of another file, by its plain name. */
   read(name: string, options: ReadOptions): Promise<Uint8Array>;
   /**
-   * Where a file lies on this machine. With it the engine opens graphs whose weights are files of their own, or which are
-   * larger than 64 MiB, and none of it goes through a buffer. So this has to check what it gives away: it resolves only
-   * for a plain file, no link, of the entry's size and SHA-256.
+   * Where a file lies on this machine. With it the engine opens graphs whose weights are files of their own, or which
+   * are larger than 64 MiB, and nobody but the engine holds the weights. So this has to check what it gives away: it
+   * resolves only for a plain file, no link, of the entry's size and SHA-256.
    */
   path?(entry: FileEntry, options: ReadOptions): Promise<string>;
 }
@@ -81,7 +81,9 @@ export interface LoadProgress {
 }
 
 export interface LoadOptions {
-  /** As ONNX Runtime names them ("cpu", "wasm", "webgpu", "cuda" ...), best first. Without it: the engine's own choice. */
+  /**
+   * As ONNX Runtime names them ("cpu", "wasm", "webgpu", "cuda" ...), best first. Without it: the engine's own choice.
+   */
   readonly executionProviders?: readonly (string | { readonly name: string })[];
   /** Threads inside an operator. In a browser this can be said once, before the first graph is opened. */
   readonly threads?: number;
@@ -117,11 +119,16 @@ export interface PictureRequest {
   readonly numImagesPerPrompt?: number;
   /** Last layers of the text encoder to leave out; the default is the manifest's. */
   readonly clipSkip?: number;
-  /** One label or several: 0 .. num_classes - 1, or num_classes for none. `manifest.conditioning.names` has their names. */
+  /**
+   * One label or several: 0 .. num_classes - 1, or num_classes for none. `manifest.conditioning.names` has their names.
+   */
   readonly classLabels?: number | readonly number[];
   /** Which of the manifest's samplers; the default is `manifest.defaults.sampler`. */
   readonly sampler?: string;
-  /** With the sampler it names a plan of the manifest, `SAMPLER-STEPS`; what is not there is refused by a line that lists them. */
+  /**
+   * With the sampler it names a plan of the manifest, `SAMPLER-STEPS`; what is not there is refused by a line that
+   * lists them.
+   */
   readonly numInferenceSteps?: number;
   /** Instead of both: a plan of the manifest by its name, or one that `readPlan` has read. */
   readonly plan?: string | Plan;
@@ -131,12 +138,17 @@ export interface PictureRequest {
   readonly seed?: bigint | number;
   /** The default is "philox". */
   readonly rng?: "philox" | "torch";
-  /** Pixels. Models of text take multiples of `latents.factor`, those of classes but their own size, which is the default. */
+  /**
+   * Pixels. Models of text take multiples of `latents.factor`, those of classes but their own size, which is the
+   * default.
+   */
   readonly width?: number;
   readonly height?: number;
   /** Images evaluated together, by default 1 of text and 32 of classes. It changes time and memory, never a picture. */
   readonly batchSize?: number;
-  /** Stops between two evaluations of a network; what is thrown is the signal's reason. The pipeline can be used again. */
+  /**
+   * Stops between two evaluations of a network; what is thrown is the signal's reason. The pipeline can be used again.
+   */
   readonly signal?: AbortSignal;
   /** Called after each row with the rows done and the rows in all. */
   readonly onProgress?: (row: number, rows: number) => void;
@@ -158,8 +170,9 @@ export interface FloatTensor {
 
 /**
  * What made a picture, as JSON values by the names that Python writes: `bundle`, `bundle_sha256`, `sampler`,
- * `num_inference_steps`, `options`, `guidance_scale`, `rng`, `seed` (a bigint), `prompt` or `class_label` ... `plan_sha256` is there for a plan that was
- * given. `recipeText` (recipe.mjs) turns it into the text that `python -m runtime replay` reads.
+ * `num_inference_steps`, `options`, `guidance_scale`, `rng`, `seed` (a bigint), `prompt` or `class_label` ...
+ * `plan_sha256` is there for a plan that was given. `recipeText` (recipe.mjs) turns it into the text that `python -m
+ * runtime replay` reads.
  */
 export type Recipe = Readonly<Record<string, unknown>>;
 
@@ -186,7 +199,9 @@ export interface Step {
   readonly rows: number;
   /** Which of the request's images the tensors are about. */
   readonly images: readonly number[];
-  /** x after this row, (B, C, h, w) of latents or (B, C, H, W) of pixels. It is the loop's own: look, and do not write. */
+  /**
+   * x after this row, (B, C, h, w) of latents or (B, C, H, W) of pixels. It is the loop's own: look, and do not write.
+   */
   readonly sample: FloatTensor;
   /** What the network takes the finished sample to be, of the same shape. */
   readonly predOriginalSample: FloatTensor;
@@ -323,7 +338,8 @@ export interface Plan extends PlanFields {
 /**
  * Read a plan that `python -m runtime plan --json -o FILE` wrote: the bytes or the text of that file.
  *
- * @throws {RequestError} it is no plan, with what is wrong. Whether it fits a model is found when that is to draw with it.
+ * @throws {RequestError} it is no plan, with what is wrong. Whether it fits a model is found when that is to draw with
+ *   it.
  */
 export function readPlan(file: Uint8Array | string): Promise<Plan>;
 

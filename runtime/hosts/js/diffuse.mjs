@@ -1,6 +1,6 @@
 /**
- * The sampling loop, which knows nothing of texts or classes: runtime/pipeline.py, with the same names in the same order.
- * docs/bundle.md is the contract, diffuse.d.ts says what each export takes and gives.
+ * The sampling loop, which knows nothing of texts or classes: runtime/pipeline.py, with the same names in the same
+ * order. docs/bundle.md is the contract, diffuse.d.ts says what each export takes and gives.
  *
  * Shapes: B images in a batch, C H W the shape of one sample (of pixels or of latents), N rows of the plan.
  *
@@ -139,8 +139,8 @@ class Pipeline {
     const found = wanted instanceof Plan ? wanted : this.bundle.plans.get(wanted);
     if (!found) {
       throw new RequestError(
-        `${name} has no plan ${shown(wanted)}; it has ${[...this.bundle.plans.keys()].join(", ")}; ` +
-          "any other is made by: python -m runtime plan --json -o FILE, and given as a plan",
+        `${name} has no plan ${shown(wanted)}; it has ${[...this.bundle.plans.keys()].join(", ")}; others are made by ` +
+          "python -m runtime plan --json -o FILE, and given as a plan",
       );
     }
     checkPlan(this.manifest, found);

@@ -26,7 +26,7 @@ export function previewLatents({ weights, biases }, sample, [, height, width]) {
   for (let d = 0; d < 3; d++) {
     for (let k = 0; k < pixels; k++) {
       const sum = weights.reduce((total, row, c) => total + row[d] * sample[c * pixels + k], 0) + biases[d];
-      colours[d * pixels + k] = Number.isNaN(sum) ? 0 : sum; // what is out of range is clipped, and what is none is grey
+      colours[d * pixels + k] = Number.isNaN(sum) ? 0 : sum; // what is no number is grey
     }
   }
   return toUint8(colours, [3, height, width]);

@@ -1,5 +1,6 @@
 /**
- * The strict reader of manifests: docs/bundle.md in code, as runtime/manifest.py. What it does not know, it refuses. The manifest itself stays as JSON has it.
+ * The strict reader of manifests: docs/bundle.md in code, as runtime/manifest.py. What it does not know, it refuses.
+ * The manifest itself stays as JSON has it.
  */
 
 import { BundleError, RequestError, quoted } from "./errors.mjs";

@@ -1,4 +1,6 @@
-/** Files of a bundle in a folder, and files that are written whole: the only module that is Node's own, beside the CLI. */
+/**
+ * Files of a bundle in a folder, and files that are written whole: the only module that is Node's own, beside the CLI.
+ */
 
 import { createHash, randomBytes } from "node:crypto";
 import { access, constants, lstat, open, readFile, readdir, rename, rm, stat } from "node:fs/promises";
@@ -116,9 +118,13 @@ async function bundlesIn(folder) {
 
 export async function checkWritable(path, overwrite = false) {
   const folder = dirname(path);
-  if (!(await isKind(folder, "isDirectory"))) throw new RequestError(`the folder ${folder} does not exist; make it first`);
+  if (!(await isKind(folder, "isDirectory")))
+    throw new RequestError(`the folder ${folder} does not exist; make it first`);
   if (await isKind(path, "isDirectory")) throw new RequestError(`${path} is a folder; give the name of a file in it`);
-  const there = await lstat(path).then(() => true, (error) => error.code !== "ENOENT" && error.code);
+  const there = await lstat(path).then(
+    () => true,
+    (error) => error.code !== "ENOENT" && error.code,
+  );
   if (there === true && !overwrite) throw new RequestError(`${path} exists; choose another name or add --overwrite`);
   if (typeof there === "string") throw new RequestError(`${path} cannot be written (${there})`);
   try {

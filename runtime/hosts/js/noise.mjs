@@ -150,7 +150,8 @@ function boxMuller(uniforms) {
   const normals = new Float64Array(BLOCK);
   for (let j = 0; j < half; j++) {
     const radius = Math.sqrt(-2 * Math.log(1 - uniforms[j])); // u may be 0, but not 1
-    const angle = Math.fround(Math.fround(2 * Math.PI) * Math.fround(uniforms[j + half])); // PyTorch's product is in float32
+    // PyTorch's product is in float32.
+    const angle = Math.fround(Math.fround(2 * Math.PI) * Math.fround(uniforms[j + half]));
     normals[j] = radius * Math.cos(angle);
     normals[j + half] = radius * Math.sin(angle);
   }

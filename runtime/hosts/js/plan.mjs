@@ -169,8 +169,8 @@ function checkLevels({ name, noise_schedule: schedule }, plan) {
     const expected = timestepAt(Math.log(sigma), logSigmas);
     if (!(Math.abs(expected - timestep) <= MAX_TIMESTEP_ERROR)) {
       throw new RequestError(
-        `row ${i} of the plan tells timestep ${timestep} at sigma ${sigma.toPrecision(4)}, which ${name} has at timestep ` +
-          `${expected.toPrecision(4)}; the plan was made for another model`,
+        `row ${i} of the plan tells timestep ${timestep} at sigma ${sigma.toPrecision(4)}, which ${name} has at ` +
+          `timestep ${expected.toPrecision(4)}; the plan was made for another model`,
       );
     }
   });

@@ -65,7 +65,8 @@ export async function encodeChunks(encoder, chunks, clipSkip, dim, signal) {
 /**
  * States of a chunk (L, D), each token's times its weight, and then all scaled to their old mean.
  *
- * z' = w*z * mean(z) / mean(w*z), in float64 and rounded once, as the web interfaces do; unscaled where the new mean is 0.
+ * z' = w*z * mean(z) / mean(w*z), in float64 and rounded once, as the web interfaces do; unscaled where the new mean is
+ * 0.
  */
 export function weighted(states, weights) {
   if (weights.every((weight) => weight === 1)) return states;

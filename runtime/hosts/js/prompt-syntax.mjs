@@ -29,7 +29,8 @@ const alone = (word) => `(?<!${WORD})${word}(?!${WORD})`;
 const COMPOSED = new RegExp(`(?::${SPACE}*${NUMBER}${SPACE}*)?${alone("AND")}`, "gu");
 const BREAK = new RegExp(alone("BREAK"), "gu");
 const OPEN = String.raw`(?<!\\)\[`;
-const PART = String.raw`(?:\([^\(\)\[\]]*\)|[^\(\)\[\]:\|])*`; // of what is edited or alternated; weights may stand in it
+// Of what is edited or alternated; weights may stand in it.
+const PART = String.raw`(?:\([^\(\)\[\]]*\)|[^\(\)\[\]:\|])*`;
 const EDITED = new RegExp(String.raw`${OPEN}((?:${PART}:){1,2})${SPACE}*${NUMBER}${SPACE}*\]`, "gu");
 const ALTERNATED = new RegExp(String.raw`${OPEN}(${PART})\|[^\[\]]*\]`, "gu");
 const MAX_NESTED = 8; // edits within edits
@@ -88,7 +89,8 @@ function replaceForeign(prompt) {
       const each = [...parts.matchAll(new RegExp(`(${PART}):`, "gu"))].map(([, part]) => part);
       const chosen = each.reverse().find((part) => !isSpace(part)) ?? "";
       notes.push(
-        `${shortened(found)} is taken for ${quoted(shortened(chosen))} from the first step on: prompts do not change halfway`,
+        `${shortened(found)} is taken for ${quoted(shortened(chosen))} from the first step on: ` +
+          "prompts do not change halfway",
       );
       return chosen;
     });

@@ -1,8 +1,8 @@
 /**
  * From a prompt to the ids that a text encoder takes: runtime/prompt.py, without learned words.
  *
- * A text encoder reads `max_length` ids at once. A longer prompt is read in chunks, as the web interfaces do: a chunk that
- * is full ends after its last comma, if that is among its last `COMMA_WITHIN` tokens.
+ * A text encoder reads `max_length` ids at once. A longer prompt is read in chunks, as the web interfaces do: a chunk
+ * that is full ends after its last comma, if that is among its last `COMMA_WITHIN` tokens.
  */
 
 import { BundleError, RequestError, kindOf, oneLine, quoted } from "./errors.mjs";
@@ -73,8 +73,8 @@ export class PromptTokenizer {
   /**
    * What the text encoder reads of a prompt, at least one chunk: a list of `{ ids, weights }`, `max_length` of each.
    *
-   * @param warn called with a line where something is not read, or is not done here, or is a word that a model of a small
-   *   world does not know.
+   * @param warn called with a line where something is not read, or is not done here, or is a word that a model of a
+   *   small world does not know.
    */
   chunks(prompt, warn = () => {}) {
     checkText(prompt);
@@ -89,8 +89,8 @@ export class PromptTokenizer {
       const count = (chunks) => chunks.reduce((sum, chunk) => sum + chunk.length, 0);
       const rest = this.text(found[MAX_CHUNKS].map(({ token }) => token));
       warn(
-        `the prompt has ${count(found)} tokens in ${found.length} chunks, of which ${count(read)} in ${MAX_CHUNKS} are read; ` +
-          `cut off is ${quoted(shortened(rest))}`,
+        `the prompt has ${count(found)} tokens in ${found.length} chunks, of which ${count(read)} in ${MAX_CHUNKS} ` +
+          `are read; cut off is ${quoted(shortened(rest))}`,
       );
     }
     return read.map((tokens) => this.chunk(tokens));
@@ -115,14 +115,15 @@ export class PromptTokenizer {
     const unknown = [...words].filter((word) => !this.known.has(word));
     if (unknown.length) {
       warn(
-        `${this.name} was not trained with ${quoted(shortened(unknown.join(", ")))}; it knows: ${[...this.known].join(", ")}`,
+        `${this.name} was not trained with ${quoted(shortened(unknown.join(", ")))}; ` +
+          `it knows: ${[...this.known].join(", ")}`,
       );
     }
   }
 
   /** The ids of a text, without begin and end. */
   tokens(text) {
-    // Python's library lower-cases letter by letter, and JavaScript writes the sigma at the end of a Greek word otherwise.
+    // Python's library lower-cases letter by letter, where JavaScript writes another sigma at the end of a word.
     const same = this.toLowerCase ? text.replaceAll("Σ", "σ") : text;
     const { ids } = this.tokenizer.encode(same, { add_special_tokens: false });
     const { vocab_size: size } = this.conditioning;
@@ -156,8 +157,8 @@ function lowercases(normalizer) {
 }
 
 /**
- * The same pre-tokenizer, with the split that is in ByteLevel as a step of its own: in there JavaScript's \s counts, which
- * unlike that of the tokenizers library has U+FEFF among spaces.
+ * The same pre-tokenizer, with the split that is in ByteLevel as a step of its own: in there JavaScript's \s counts,
+ * which unlike that of the tokenizers library has U+FEFF among spaces.
  */
 function spelledOut(step) {
   if (step?.type === "Sequence") return { ...step, pretokenizers: step.pretokenizers.map(spelledOut) };

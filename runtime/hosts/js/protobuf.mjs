@@ -1,4 +1,6 @@
-/** The skeleton of a protobuf message from a stranger, with nothing copied and an end to the work: runtime/protobuf.py. */
+/**
+ * The skeleton of a protobuf message from a stranger, with nothing copied and an end to the work: runtime/protobuf.py.
+ */
 
 import { BundleError } from "./errors.mjs";
 

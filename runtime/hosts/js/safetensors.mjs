@@ -1,6 +1,6 @@
 /**
- * Tensors by name, from a file that a stranger may have made: the safetensors format, read as strictly as its own library
- * reads it. Nothing overlaps, nothing is left over, and no claim of a size is believed.
+ * Tensors by name, from a file that a stranger may have made: the safetensors format, read as strictly as its own
+ * library reads it. Nothing overlaps, nothing is left over, and no claim of a size is believed.
  */
 
 import { BundleError, oneLine, quoted } from "./errors.mjs";

@@ -188,7 +188,8 @@ export class Networks {
     const used = this.variantOf(role);
     if (used === DEFAULT_VARIANT) return "";
     const there = Object.hasOwn(this.bundle.manifest.graphs[role], DEFAULT_VARIANT);
-    return `the variant ${used} may be too narrow: take ${DEFAULT_VARIANT}${there ? "" : ", which has to be exported first"}`;
+    const first = there ? "" : ", which has to be exported first";
+    return `the variant ${used} may be too narrow: take ${DEFAULT_VARIANT}${first}`;
   }
 
   /** The session for a role, loaded if it is not there yet. `signal` and `watch` speak of loading. */

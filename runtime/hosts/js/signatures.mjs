@@ -50,7 +50,8 @@ export function checkGraphs(manifest, where) {
   if (missing.length || unknown.length) {
     throw new BundleError(
       `${where}: graphs of ${family} are ${Object.keys(roles).join(", ")}; ` +
-        `missing here: ${missing.join(", ") || "none"}, unknown: ${unknown.map((role) => quoted(role)).join(", ") || "none"}`,
+        `missing here: ${missing.join(", ") || "none"}, ` +
+        `unknown: ${unknown.map((role) => quoted(role)).join(", ") || "none"}`,
     );
   }
   for (const [role, variants] of Object.entries(graphs)) {
@@ -76,7 +77,9 @@ function sameTensors(declared, expected) {
   return sameBut((a, b) => a === b || typeof a === "string" || typeof b === "string", declared, expected);
 }
 
-/** As `sameTensors`, and names of sizes where the other has names: what a file has, and what its manifest says of it. */
+/**
+ * As `sameTensors`, and names of sizes where the other has names: what a file has, and what its manifest says of it.
+ */
 export function sameSignature(found, declared) {
   return sameBut((a, b) => a === b || (typeof a === "string" && typeof b === "string"), found, declared);
 }

@@ -1,4 +1,6 @@
-/** Drawing step by step: who draws looks on, shows what there is so far, and stops when it is enough: runtime/steps.py. */
+/**
+ * Drawing step by step: who draws looks on, shows what there is so far, and stops when it is enough: runtime/steps.py.
+ */
 
 import { RequestError } from "./errors.mjs";
 

@@ -1,4 +1,6 @@
-/** Proves that the arithmetic of a row and of a preview is the Python package's, and to the last rounding as specified. */
+/**
+ * Proves that the arithmetic of a row and of a preview is the Python package's, and to the last rounding as specified.
+ */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";

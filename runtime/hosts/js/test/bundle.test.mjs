@@ -1,4 +1,6 @@
-/** Proves that nothing of a bundle is believed: manifests, hashes and sizes, where weights lie; each fault is one line. */
+/**
+ * Proves that nothing of a bundle is believed: manifests, hashes and sizes, where weights lie; each fault is one line.
+ */
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, symlinkSync } from "node:fs";
@@ -57,7 +59,10 @@ const MANIFESTS = [
   [(m) => (m.defaults.sampler = "euler"), /plans lacks "euler-50", which is the default sampler at its default steps/],
   [(m) => (m.plans["ddim-11"] = m.plans["ddim-10"]), /"ddim-11" must be SAMPLER-STEPS, and it has 10 steps/],
   [(m) => delete m.plans["ddim-10"].weights, /plans: the plan lacks \[weights\]/],
-  [(m) => (m.plans["ddim-10"].weights[0][1] = 0.5), /row 0 of the plan's weights uses samples .* from before its first row/],
+  [
+    (m) => (m.plans["ddim-10"].weights[0][1] = 0.5),
+    /row 0 of the plan's weights uses samples .* from before its first row/,
+  ],
   [(m) => (m.plans["ddim-10"].timesteps[0] = "x"), /timesteps must be finite numbers of shape \(10\)/],
   [(m) => (m.plans["ddim-10"].noise_scales[0] = 2), /squares .* must sum to one/],
   [() => new TextEncoder().encode('{"name": '), /manifest\.json is not JSON \(/],
@@ -75,7 +80,10 @@ for (const [manifest, pattern] of MANIFESTS) {
 test("a manifest that is right is frozen, and its files come once each", async () => {
   const bundle = await openBundle(folderFiles(CLASSES));
   assert.throws(() => (bundle.manifest.plans["ddim-10"].weights[0][0] = 0), TypeError);
-  assert.deepEqual(bundle.entries().map(({ file }) => file), [UNET]);
+  assert.deepEqual(
+    bundle.entries().map(({ file }) => file),
+    [UNET],
+  );
 });
 
 test("a graph of another hash or size is refused before the engine sees it", async () => {
@@ -94,7 +102,10 @@ test("files that cannot be had are one line each", async () => {
   await refused(findBundle("no-such-bundle"), /there is no bundle "no-such-bundle"; /);
   await refused(openBundle(folderFiles(folder)), /manifest\.json is not there; the bundle needs it as a plain file/);
   symlinkSync(join(CLASSES, "manifest.json"), join(folder, "manifest.json"));
-  await refused(openBundle(folderFiles(folder)), /manifest\.json is a symbolic link; the bundle needs it as a plain file/);
+  await refused(
+    openBundle(folderFiles(folder)),
+    /manifest\.json is a symbolic link; the bundle needs it as a plain file/,
+  );
   const failing = { manifest: () => Promise.reject(new Error("the line\nis dead")), read: assert.fail };
   await refused(openBundle(failing), /^manifest\.json cannot be read \(the line is dead\)$/);
   await refused(openBundle({ manifest: async () => "{}", read: assert.fail }), /was not read as a Uint8Array/);
@@ -115,12 +126,19 @@ test("a graph with other inputs than its manifest says is refused", async () => 
 
 test("options of load that are wrong are one line each", async () => {
   const files = folderFiles(CLASSES);
-  await refused(load(files, ort, { threads: 0 }), /threads is 0; it must be a whole number from 1 to 1024/, RequestError);
+  await refused(
+    load(files, ort, { threads: 0 }),
+    /threads is 0; it must be a whole number from 1 to 1024/,
+    RequestError,
+  );
   await refused(load(files, ort, { variant: "int2" }), /variant "int2" is unknown; mnist-paper has fp32/, RequestError);
   await refused(load(files, ort, { thread: 2 }), /load has no "thread"; there are executionProviders/, RequestError);
   await refused(load(files, ort, { executionProviders: ["abacus"] }), /abacus/, EngineError);
   const manifest = (m) => (m.graphs.unet.fp32.providers = ["CUDAExecutionProvider"]);
-  await refused(load(changed(CLASSES, { manifest }), ort), /is for CUDAExecutionProvider, not for CPUExecutionProvider/);
+  await refused(
+    load(changed(CLASSES, { manifest }), ort),
+    /is for CUDAExecutionProvider, not for CPUExecutionProvider/,
+  );
 });
 
 test("loading says how many bytes are there, and can be stopped", async () => {
@@ -130,7 +148,10 @@ test("loading says how many bytes are there, and can be stopped", async () => {
   assert.ok(told.some(({ stage, file }) => stage === "open" && file === UNET));
   await pipeline.dispose();
   const stop = new AbortController();
-  const stopped = load(folderFiles(CLASSES), ort, { signal: stop.signal, onProgress: () => stop.abort(new Error("enough")) });
+  const stopped = load(folderFiles(CLASSES), ort, {
+    signal: stop.signal,
+    onProgress: () => stop.abort(new Error("enough")),
+  });
   await assert.rejects(stopped, /^Error: enough$/);
 });
 
@@ -156,8 +177,17 @@ test("weights lie in files that the manifest names, and nowhere else", () => {
   const passes = (...fields) => checkExternalData(initializer(...fields), "m.onnx", sizes);
   passes();
   passes(entry("location", "weights.bin"), entry("offset", "60"), entry("length", "40"), field(14, 1));
-  const fails = (pattern, ...fields) => assert.throws(() => passes(...fields), (e) => e instanceof BundleError && pattern.test(e.message));
-  fails(/bytes 60 to 101 of weights\.bin, which has 100/, entry("location", "weights.bin"), entry("offset", "60"), entry("length", "41"));
+  const fails = (pattern, ...fields) =>
+    assert.throws(
+      () => passes(...fields),
+      (e) => e instanceof BundleError && pattern.test(e.message),
+    );
+  fails(
+    /bytes 60 to 101 of weights\.bin, which has 100/,
+    entry("location", "weights.bin"),
+    entry("offset", "60"),
+    entry("length", "41"),
+  );
   fails(/lies in "\.\.\/secret"; it may lie only in weights\.bin/, entry("location", "../secret"), field(14, 1));
   fails(/does not say in which/, field(14, 1));
   fails(/says "location" twice/, entry("location", "weights.bin"), entry("location", "other"));
@@ -168,11 +198,23 @@ test("weights lie in files that the manifest names, and nowhere else", () => {
 test("external data is found wherever a tensor may be, and a file that is none is refused", () => {
   const bad = [...entry("location", "x"), ...field(8, "w")];
   // An attribute of a node of the graph, a subgraph's initializer, a function's attribute, a sparse tensor's values.
-  for (const way of [[7, 1, 5, 5], [7, 1, 5, 6, 5], [25, 7, 5, 10], [25, 11, 5], [20, 1, 5], [7, 15, 1], [7, 1, 5, 23, 2]]) {
+  for (const way of [
+    [7, 1, 5, 5],
+    [7, 1, 5, 6, 5],
+    [25, 7, 5, 10],
+    [25, 11, 5],
+    [20, 1, 5],
+    [7, 15, 1],
+    [7, 1, 5, 23, 2],
+  ]) {
     const model = Uint8Array.from(way.reduceRight((data, number) => field(number, [data]), bad));
-    assert.throws(() => checkExternalData(model, "m", new Map()), /lies in "x"; it may lie only in the graph's own file/);
+    assert.throws(
+      () => checkExternalData(model, "m", new Map()),
+      /lies in "x"; it may lie only in the graph's own file/,
+    );
   }
-  const wrong = (bytes, pattern) => assert.throws(() => checkExternalData(Uint8Array.from(bytes), "m", new Map()), pattern);
+  const wrong = (bytes, pattern) =>
+    assert.throws(() => checkExternalData(Uint8Array.from(bytes), "m", new Map()), pattern);
   wrong([0x3a, 5, 0], /m is cut off, or no ONNX file: a field of 5 bytes goes beyond its end/);
   wrong([0x38, 0x80], /it ends inside a number/);
   wrong(new Array(20).fill(0x80), /a number has more than ten bytes/);

@@ -1,4 +1,7 @@
-/** What the tests draw with: the repository's bundles, one of text that whoever runs the tests may name, and changed copies. */
+/**
+ * What the tests draw with: the repository's bundles, one of text that whoever runs the tests may name, and changed
+ * copies.
+ */
 
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -12,10 +15,13 @@ const MODELS = fileURLToPath(new URL("../../../../models_onnx/", import.meta.url
 export const CLASSES = `${MODELS}mnist-paper`;
 
 /** The folder of a small bundle of text: $DIFFUSION_ANYWHERE_TEXT_BUNDLE, or pocket where it is there; else null. */
-export const TEXT = [process.env.DIFFUSION_ANYWHERE_TEXT_BUNDLE, `${MODELS}pocket`].find((path) => path && existsSync(path)) ?? null;
+export const TEXT =
+  [process.env.DIFFUSION_ANYWHERE_TEXT_BUNDLE, `${MODELS}pocket`].find((path) => path && existsSync(path)) ?? null;
 
 /** For tests of text: `test(name, withText, ...)` runs them where there is such a bundle. */
-export const withText = { skip: TEXT === null && "there is no bundle of text; DIFFUSION_ANYWHERE_TEXT_BUNDLE names one" };
+export const withText = {
+  skip: TEXT === null && "there is no bundle of text; DIFFUSION_ANYWHERE_TEXT_BUNDLE names one",
+};
 
 /** A bundle's files, some of them others: bytes by name, or a function of the manifest's JSON value. */
 export function changed(folder, { manifest, ...others }) {

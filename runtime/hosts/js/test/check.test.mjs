@@ -1,7 +1,7 @@
 /**
  * Proves that every bundle passes its conformance file, and that the check would notice: each expected value that is
- * looked at, moved by ten times its tolerance, makes exactly its own case fail. tests/test_check.py proves the same of the
- * Python package.
+ * looked at, moved by ten times its tolerance, makes exactly its own case fail. tests/test_check.py proves the same of
+ * the Python package.
  */
 
 import assert from "node:assert/strict";
@@ -54,7 +54,11 @@ function moved(bytes, name, index, by) {
   const width = { F32: 4, F64: 8, U8: 1, U32: 4, I64: 8 }[dtype];
   const at = 8 + size + offsets[0] + index * width;
   const value = view[READ[dtype]](at, true);
-  view[WRITE[dtype]](at, typeof value === "bigint" ? value + BigInt(by) : value > 100 && dtype === "U8" ? value - by : value + by, true);
+  view[WRITE[dtype]](
+    at,
+    typeof value === "bigint" ? value + BigInt(by) : value > 100 && dtype === "U8" ? value - by : value + by,
+    true,
+  );
   return copy;
 }
 
@@ -63,14 +67,24 @@ function expectedOf({ kind, outputs, tensors, tensor, sample, image, tolerance }
   if (kind === "graph") return Object.values(outputs).map((name) => [name, 10 * tolerance]);
   if (kind === "plan") return Object.values(tensors).map((name) => [name, 10 * tolerance]);
   if (kind === "noise") return [[tensor, 10 * tolerance]];
-  if (kind === "picture") return [[sample, 10 * tolerance], [image, 10]]; // levels, of which one may differ
+  if (kind === "picture")
+    return [
+      [sample, 10 * tolerance],
+      [image, 10],
+    ]; // levels, of which one may differ
   return [[tensor, 1]]; // bits and tokens are compared exactly
 }
 
-for (const [name, folder, options] of [["classes", CLASSES, {}], ["text", TEXT, withText]]) {
+for (const [name, folder, options] of [
+  ["classes", CLASSES, {}],
+  ["text", TEXT, withText],
+]) {
   test(`a bundle of ${name} passes`, options, async () => {
     const found = await outcomes(folderFiles(folder));
-    assert.deepEqual(found.filter(({ passed }) => !passed), []);
+    assert.deepEqual(
+      found.filter(({ passed }) => !passed),
+      [],
+    );
     assert.ok(found.length > 10);
   });
 
@@ -120,7 +134,8 @@ for (const [change, pattern] of MALFORMED) {
     const cases = [all.find(({ kind }) => kind === "graph"), all.find(({ kind }) => kind === "bits")];
     change(cases);
     const file = withHeader(bytes, (header) => (header.__metadata__.cases = JSON.stringify(cases)));
-    const wrong = (error) => error instanceof BundleError && pattern.test(error.message) && !error.message.includes("\n");
+    const wrong = (error) =>
+      error instanceof BundleError && pattern.test(error.message) && !error.message.includes("\n");
     await assert.rejects(outcomes(changed(CLASSES, { [CONFORMANCE]: file })), wrong);
   });
 }

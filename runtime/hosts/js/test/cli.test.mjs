@@ -1,4 +1,6 @@
-/** Proves that the command line draws, and that each bad input is one line and exit status 2, with nothing half-written. */
+/**
+ * Proves that the command line draws, and that each bad input is one line and exit status 2, with nothing half-written.
+ */
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
@@ -32,7 +34,10 @@ test("a digit is drawn, and not over what is there", () => {
   assert.equal(again.stderr, "error: seven.png exists; choose another name or add --overwrite\n");
   assert.equal(run(...DRAW, "-o", "seven.png", "--overwrite").status, 0);
   assert.deepEqual(readFileSync(join(folder, "seven.png")), bytes);
-  assert.deepEqual(readdirSync(folder).filter((name) => name.includes("seven")), ["seven.png"]); // nothing aside
+  assert.deepEqual(
+    readdirSync(folder).filter((name) => name.includes("seven")),
+    ["seven.png"],
+  ); // nothing aside
 });
 
 test("a bundle is checked", () => {
@@ -66,14 +71,20 @@ const WRONG = [
   [["--model", CLASSES, "--steps", "many", ...OUT], /--steps is "many"; it must be a whole number/],
   [["--model", CLASSES, "--steps", "7", ...OUT], /has no plan "ddim-7"; it has ddim-4/],
   [["--model", CLASSES, "--seed", "seven", ...OUT], /--seed is "seven"; it must be a whole number/],
-  [["--model", CLASSES, "--seed", "18446744073709551616", ...OUT], /seed is 18446744073709551616; give a whole number from 0/],
+  [
+    ["--model", CLASSES, "--seed", "18446744073709551616", ...OUT],
+    /seed is 18446744073709551616; give a whole number from 0/,
+  ],
   [["--model", CLASSES, "--guidance-scale", "much", ...OUT], /--guidance-scale is "much"; it must be a number/],
   [["--model", CLASSES, "--size", "28", ...OUT], /size "28" must be WIDTHxHEIGHT/],
   [["--model", CLASSES, "--size", "64x64", ...OUT], /draws 28x28 pixels only, not 64x64/],
   [["--model", CLASSES, "--threads", "0", ...OUT], /threads is 0/],
   [["--model", CLASSES, "--plan", "none.json", ...OUT], /the plan none\.json cannot be read \(ENOENT\)/],
   [["--model", CLASSES, "--plan", "bad.json", ...OUT], /bad\.json: the plan is not JSON/],
-  [["--model", CLASSES, "--plan", "bad.json", "--steps", "4", ...OUT], /--plan is whole; leave out --sampler and --steps/],
+  [
+    ["--model", CLASSES, "--plan", "bad.json", "--steps", "4", ...OUT],
+    /--plan is whole; leave out --sampler and --steps/,
+  ],
   [["check"], /give one bundle to check/],
   [["check", "empty"], /empty is not a bundle/],
 ];

@@ -16,17 +16,24 @@ import { CLASSES, TEXT, withText } from "./bundles.mjs";
 const digits = await load(folderFiles(CLASSES), ort, { threads: 1 });
 const words = TEXT && (await load(folderFiles(TEXT), ort, { threads: 1, tokenizer: Tokenizer }));
 const FAST = { numInferenceSteps: 4, seed: 5 };
+const SMALL = () => {
+  const { factor } = words.manifest.latents;
+  return { numInferenceSteps: 4, width: 9 * factor, height: 8 * factor };
+};
 after(() => Promise.all([digits.dispose(), words?.dispose()]));
 
 const pixels = (images) => images.map(({ data }) => Buffer.from(data).toString("hex"));
 
 async function refused(act, pattern) {
-  await assert.rejects(async () => act(), (error) => {
-    assert.ok(error instanceof RequestError, error.stack);
-    assert.match(error.message, pattern);
-    assert.doesNotMatch(error.message, /\n/);
-    return true;
-  });
+  await assert.rejects(
+    async () => act(),
+    (error) => {
+      assert.ok(error instanceof RequestError, error.stack);
+      assert.match(error.message, pattern);
+      assert.doesNotMatch(error.message, /\n/);
+      return true;
+    },
+  );
 }
 
 test("a call and its steps draw the same, to the bit", async () => {
@@ -38,7 +45,10 @@ test("a call and its steps draw the same, to the bit", async () => {
     if (step.row < step.rows) await refused(() => step.result(), /step \d of 4 has no result/);
     else finished = await step.result();
   }
-  assert.deepEqual(seen, [1, 2, 3, 4].map((row) => [row, 4, [0, 1], [2, 1, 28, 28], 2]));
+  assert.deepEqual(
+    seen,
+    [1, 2, 3, 4].map((row) => [row, 4, [0, 1], [2, 1, 28, 28], 2]),
+  );
   assert.deepEqual(pixels(finished.images), pixels(called.images));
   assert.deepEqual(finished.sample, called.sample);
 });
@@ -73,12 +83,18 @@ test("a picture depends on its seed, and not on the batch it is drawn in", async
   assert.deepEqual(pixels(apart.images), pixels(together.images));
   assert.deepEqual(pixels(third.images)[0], pixels(together.images)[2]);
   assert.notEqual(pixels(together.images)[1], pixels(together.images)[2]);
-  assert.deepEqual(together.images.map(({ seed }) => seed), [5n, 6n, 7n]);
+  assert.deepEqual(
+    together.images.map(({ seed }) => seed),
+    [5n, 6n, 7n],
+  );
 });
 
 test("seeds go round at 2^64, and without one another is drawn", async () => {
   const { images } = await digits({ classLabels: [1, 1], numInferenceSteps: 4, seed: 2n ** 64n - 1n });
-  assert.deepEqual(images.map(({ seed }) => seed), [2n ** 64n - 1n, 0n]);
+  assert.deepEqual(
+    images.map(({ seed }) => seed),
+    [2n ** 64n - 1n, 0n],
+  );
   const drawn = await Promise.all([1, 2].map(() => digits({ classLabels: 1, numInferenceSteps: 4 })));
   assert.notEqual(drawn[0].images[0].seed, drawn[1].images[0].seed);
 });
@@ -93,7 +109,10 @@ test("two calls at once do not disturb each other", async () => {
 test("progress is told row by row, over all batches", async () => {
   const told = [];
   await digits({ classLabels: [1, 2, 3], ...FAST, batchSize: 2, onProgress: (row, rows) => told.push([row, rows]) });
-  assert.deepEqual(told, [1, 2, 3, 4, 5, 6, 7, 8].map((row) => [row, 8]));
+  assert.deepEqual(
+    told,
+    [1, 2, 3, 4, 5, 6, 7, 8].map((row) => [row, 8]),
+  );
 });
 
 test("an abort stops between rows with its own reason, and the pipeline draws again", async () => {
@@ -115,7 +134,10 @@ test("a plan is the manifest's, by steps or by name, or one that was read", asyn
   assert.equal(digits.plan({}).num_inference_steps, 50);
   assert.equal(digits.plan({ plan: "ddim-6" }).timesteps.length, 6);
   const read = await readPlan(JSON.stringify(digits.manifest.plans["ddim-4"]));
-  const [given, named] = [await digits({ classLabels: 1, seed: 5, plan: read }), await digits({ classLabels: 1, ...FAST })];
+  const [given, named] = [
+    await digits({ classLabels: 1, seed: 5, plan: read }),
+    await digits({ classLabels: 1, ...FAST }),
+  ];
   assert.deepEqual(pixels(given.images), pixels(named.images));
   assert.equal(given.recipe.plan_sha256, read.sha256);
   assert.ok(!("plan_sha256" in named.recipe));
@@ -153,10 +175,16 @@ const WRONG = [
   [{ classLabels: 1, strength: 0.5 }, /has no "strength"/],
   [{ classLabels: 1, numInferenceSteps: 0 }, /numInferenceSteps is 0; it must be a whole number of at least 1/],
   [{ classLabels: 1, numInferenceSteps: 1.5 }, /numInferenceSteps is 1\.5/],
-  [{ classLabels: 1, numInferenceSteps: 7 }, /has no plan "ddim-7"; it has ddim-4, .*; any other is made by: python -m runtime plan/],
+  [
+    { classLabels: 1, numInferenceSteps: 7 },
+    /has no plan "ddim-7"; it has ddim-4, .*; others are made by python -m runtime plan/,
+  ],
   [{ classLabels: 1, sampler: "toString" }, /has no plan "toString-50"/],
   [{ classLabels: 1, plan: "ddim-4", numInferenceSteps: 4 }, /give either a plan or sampler and numInferenceSteps/],
-  [{ classLabels: 1, plan: { timesteps: [] } }, /it must be the name of one of mnist-paper's, or what readPlan has read/],
+  [
+    { classLabels: 1, plan: { timesteps: [] } },
+    /it must be the name of one of mnist-paper's, or what readPlan has read/,
+  ],
   [{ classLabels: 1, seed: "seven" }, /seed is "seven"; give a whole number from 0 to 2\^64 - 1$/],
   [{ classLabels: 1, seed: -1 }, /seed is -1/],
   [{ classLabels: 1, seed: 1.5 }, /seed is 1\.5/],
@@ -179,18 +207,19 @@ for (const [request, pattern] of WRONG) {
 }
 
 test("numbers that are no longer finite are said, and no picture is made of them", async () => {
-  await refused(() => digits({ classLabels: 1, ...FAST, guidanceScale: 1e38 }), /row \d of 4 is no longer finite; guidanceScale 1e\+38 is too large/);
+  await refused(
+    () => digits({ classLabels: 1, ...FAST, guidanceScale: 1e38 }),
+    /row \d of 4 is no longer finite; guidanceScale 1e\+38 is too large/,
+  );
 });
 
 test("prompts in lists, weights, long ones and sizes are drawn, each as by itself", withText, async () => {
   const prompt = ["a (red:1.3) cat", `a dog ${", very old".repeat(20)}`, "a (red:1.3) cat"];
-  const { width, height } = words.manifest.defaults;
-  const { factor } = words.manifest.latents;
-  const settings = { negativePrompt: "grey", seed: 5, width: width + factor, height };
+  const settings = { ...SMALL(), negativePrompt: "grey", seed: 5 };
   const together = await words({ prompt, ...settings, numImagesPerPrompt: 2, batchSize: 4 });
   assert.equal(together.images.length, 6);
   const [image] = together.images;
-  assert.deepEqual([image.width, image.height, image.channels], [width + factor, height, 3]);
+  assert.deepEqual([image.width, image.height, image.channels], [settings.width, settings.height, 3]);
   assert.equal(together.images[5].recipe.prompt, prompt[2]);
   const alone = await words({ prompt: prompt[1], ...settings, seed: 7 });
   assert.deepEqual(pixels(alone.images)[0], pixels(together.images)[2]);
@@ -199,7 +228,7 @@ test("prompts in lists, weights, long ones and sizes are drawn, each as by itsel
 });
 
 test("10,000 words are read as far as can be, and the rest is said", withText, async () => {
-  const { warnings } = await words({ prompt: "a ".repeat(10000), guidanceScale: 1, seed: 1 });
+  const { warnings } = await words({ ...SMALL(), prompt: "a ".repeat(10000), guidanceScale: 1, seed: 1 });
   const cut = warnings.filter((line) => line.startsWith("the prompt has 10000 tokens in "));
   assert.equal(cut.length, 1, warnings.join("\n"));
   assert.match(cut[0], /of which \d+ in 32 are read; cut off is "a a a .*…"$/);
@@ -224,5 +253,8 @@ for (const [request, pattern] of WRONG_WORDS) {
 
 test("a size that is no multiple is refused with the next one that is", withText, async () => {
   const { factor } = words.manifest.latents;
-  await refused(() => words({ prompt: "a", width: 4 * factor + 1 }), new RegExp(`draws multiples of ${factor}: ${4 * factor}$`));
+  await refused(
+    () => words({ prompt: "a", width: 4 * factor + 1 }),
+    new RegExp(`draws multiples of ${factor}: ${4 * factor}$`),
+  );
 });

@@ -13,10 +13,16 @@ for (const name of readdirSync(HERE).filter((each) => each.endsWith(".d.ts"))) {
     const module = await import(new URL(name.replace(".d.ts", ".mjs"), HERE));
     const declared = [...read(name).matchAll(/^export (?:function|class) (\w+)/gm)].map(([, word]) => word);
     assert.ok(declared.length);
-    assert.deepEqual(declared.filter((word) => typeof module[word] !== "function"), []);
+    assert.deepEqual(
+      declared.filter((word) => typeof module[word] !== "function"),
+      [],
+    );
     if (name === "diffuse.d.ts") {
       const internal = ["makePipeline"]; // of check.mjs
-      assert.deepEqual(Object.keys(module).filter((word) => !declared.includes(word)), internal);
+      assert.deepEqual(
+        Object.keys(module).filter((word) => !declared.includes(word)),
+        internal,
+      );
     }
   });
 }
@@ -25,7 +31,11 @@ test("shared modules import each other and nothing else, and name nothing of Nod
   for (const name of readdirSync(HERE).filter((each) => each.endsWith(".mjs") && !NODES_OWN.includes(each))) {
     const source = read(name);
     const imported = [...source.matchAll(/(?:from|import)\s*\(?\s*"([^"]+)"/g)].map(([, from]) => from);
-    assert.deepEqual(imported.filter((from) => !from.startsWith("./") || NODES_OWN.includes(from.slice(2))), [], name);
+    assert.deepEqual(
+      imported.filter((from) => !from.startsWith("./") || NODES_OWN.includes(from.slice(2))),
+      [],
+      name,
+    );
     assert.doesNotMatch(source, /\b(?:process|Buffer|require|window|document|__dirname)\b\s*[.(]/, name);
   }
 });

@@ -56,18 +56,30 @@ FILES.forEach(([file, pattern], i) => {
 const OTHERS = [
   [(p) => (p.prediction_type = "v_prediction"), /is for v_prediction models; mnist-paper predicts epsilon/],
   [(p) => (p.options.strength = 0.5), /begins at an image \(strength 0\.5\), and there is none/],
-  [(p) => (p.timesteps[0] = 400), /has timestep 400, but mnist-paper has 0 to 399; the plan was made for another model/],
-  [(p) => (p.timesteps[4] += 3), /row 4 of the plan tells timestep 242 at sigma .* which mnist-paper has at timestep 239/],
+  [
+    (p) => (p.timesteps[0] = 400),
+    /has timestep 400, but mnist-paper has 0 to 399; the plan was made for another model/,
+  ],
+  [
+    (p) => (p.timesteps[4] += 3),
+    /row 4 of the plan tells timestep 242 at sigma .* which mnist-paper has at timestep 239/,
+  ],
   [(p) => (p.options.rescale_betas_zero_snr = true), /row 0 of the plan tells timestep 399 at sigma/],
 ];
 
 for (const [change, pattern] of OTHERS) {
   test(`a plan of another model is refused: ${pattern.source}`, async () => {
     const plan = await readPlan(text(change));
-    assert.throws(() => checkPlan(manifest, plan), (error) => error instanceof RequestError && pattern.test(error.message));
+    assert.throws(
+      () => checkPlan(manifest, plan),
+      (error) => error instanceof RequestError && pattern.test(error.message),
+    );
   });
 }
 
 test("a timestep may be told rounded", async () => {
-  checkPlan(manifest, await readPlan(text((p) => (p.timesteps = p.timesteps.map((timestep) => Math.max(0, timestep - 0.9))))));
+  checkPlan(
+    manifest,
+    await readPlan(text((p) => (p.timesteps = p.timesteps.map((timestep) => Math.max(0, timestep - 0.9))))),
+  );
 });

@@ -1,4 +1,7 @@
-/** Proves that a PNG holds its picture and its texts, by a reader of its own here; Pillow reads them in tests/test_hosts_js.py. */
+/**
+ * Proves that a PNG holds its picture and its texts, by a reader of its own here; Pillow reads them in
+ * tests/test_hosts_js.py.
+ */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -11,7 +14,7 @@ import { parameters, pictureTexts, recipeText } from "../recipe.mjs";
 function chunksOf(bytes) {
   assert.deepEqual([...bytes.subarray(0, 8)], [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]);
   const [view, found] = [new DataView(bytes.buffer, bytes.byteOffset), []];
-  for (let at = 8; at < bytes.length; ) {
+  for (let at = 8; at < bytes.length;) {
     const size = view.getUint32(at);
     const whole = bytes.subarray(at + 4, at + 8 + size);
     if (crc32) assert.equal(view.getUint32(at + 8 + size), crc32(whole)); // Node 20 has it from 20.15 on
@@ -46,7 +49,10 @@ for (const channels of [1, 3]) {
       return y < 5 ? Math.imul(i, 2654435761) >>> 24 : y < 10 ? i : y < 15 ? (i % (width * channels)) * 7 : y * i;
     });
     const found = chunksOf(await encodePng({ data, width, height, channels }, { Comment: "gr\u00fcn", Title: "猫" }));
-    assert.deepEqual(found.map(([type]) => type), ["IHDR", "tEXt", "iTXt", "IDAT", "IEND"]);
+    assert.deepEqual(
+      found.map(([type]) => type),
+      ["IHDR", "tEXt", "iTXt", "IDAT", "IEND"],
+    );
     assert.deepEqual([...found[0][1]], [0, 0, 0, width, 0, 0, 0, height, 8, channels === 1 ? 0 : 2, 0, 0, 0]);
     assert.equal(Buffer.from(found[1][1]).toString("latin1"), "Comment\0gr\u00fcn");
     assert.equal(Buffer.from(found[2][1]).toString("utf8"), "Title\0\0\0\0\0猫");

@@ -1,4 +1,7 @@
-/** Proves that prompts become what they become in Python: their syntax, their ids by CLIP's tokenizer, chunks, weights, warnings. */
+/**
+ * Proves that prompts become what they become in Python: their syntax, their ids by CLIP's tokenizer, chunks, weights,
+ * warnings.
+ */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -24,7 +27,10 @@ async function clipTokenizer(conditioning = {}, entry = {}, Class = Tokenizer) {
   const tokenizer = { file: "tokenizer.json", size: bytes.length, sha256: await sha256(bytes), ...entry };
   const ids = { bos_token_id: 49406, eos_token_id: 49407, pad_token_id: 49407, vocab_size: 49408 };
   const said = { kind: "text", tokenizer, max_length: 77, ...ids, known_words: null, ...conditioning };
-  return PromptTokenizer.open(new Bundle(folderFiles(CLIP), { name: "clip", conditioning: said }, new Map(), ""), Class);
+  return PromptTokenizer.open(
+    new Bundle(folderFiles(CLIP), { name: "clip", conditioning: said }, new Map(), ""),
+    Class,
+  );
 }
 
 const clip = await clipTokenizer();
@@ -52,8 +58,14 @@ for (const { text, ids } of vectors.tokens) {
 for (const { text, ids, weights } of vectors.chunks) {
   test(`the chunks of a prompt of ${text.length} characters are those of Python`, () => {
     const chunks = clip.chunks(text);
-    assert.deepEqual(chunks.map((chunk) => chunk.ids), ids);
-    assert.deepEqual(chunks.map((chunk) => chunk.weights), weights);
+    assert.deepEqual(
+      chunks.map((chunk) => chunk.ids),
+      ids,
+    );
+    assert.deepEqual(
+      chunks.map((chunk) => chunk.weights),
+      weights,
+    );
   });
 }
 
@@ -71,7 +83,13 @@ test("a weighted chunk keeps its mean, and an unweighted one is left alone", () 
   const made = weighted(Float32Array.from(states), weights);
   expected.forEach((value, i) => assert.ok(Math.abs(made[i] - value) <= 1e-6));
   const same = Float32Array.from(states);
-  assert.equal(weighted(same, weights.map(() => 1)), same);
+  assert.equal(
+    weighted(
+      same,
+      weights.map(() => 1),
+    ),
+    same,
+  );
 });
 
 test("what is no text is refused", () => {

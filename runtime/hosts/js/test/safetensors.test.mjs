@@ -20,8 +20,21 @@ const of = (dtype, shape, begin, end) => ({ dtype, shape, data_offsets: [begin, 
 const FLOAT = [0, 0, 0x80, 0x3f]; // 1.0
 
 test("tensors of every kind are read, in whatever order, also from the middle of a buffer", () => {
-  const header = { b: of("F32", [2], 8, 16), a: of("I64", [], 0, 8), c: of("U8", [3, 1], 16, 19), d: of("F64", [0], 19, 19) };
-  const bytes = file({ ...header, __metadata__: { cases: "[]" } }, [255, ...new Array(7).fill(255), ...FLOAT, ...FLOAT, 1, 2, 3]);
+  const header = {
+    b: of("F32", [2], 8, 16),
+    a: of("I64", [], 0, 8),
+    c: of("U8", [3, 1], 16, 19),
+    d: of("F64", [0], 19, 19),
+  };
+  const bytes = file({ ...header, __metadata__: { cases: "[]" } }, [
+    255,
+    ...new Array(7).fill(255),
+    ...FLOAT,
+    ...FLOAT,
+    1,
+    2,
+    3,
+  ]);
   const within = new Uint8Array(bytes.length + 3);
   within.set(bytes, 3);
   for (const each of [bytes, within.subarray(3), Buffer.from(bytes)]) {
@@ -53,7 +66,10 @@ const BAD = {
 
 for (const [message, bytes] of Object.entries(BAD)) {
   test(`a file is refused: ${message}`, () => {
-    const why = (error) => error instanceof BundleError && error.message.startsWith("x is not a safetensors file (") && error.message.includes(message);
+    const why = (error) =>
+      error instanceof BundleError &&
+      error.message.startsWith("x is not a safetensors file (") &&
+      error.message.includes(message);
     assert.throws(() => readSafetensors(bytes, "x"), why);
   });
 }
