@@ -24,7 +24,7 @@ from training.stable_diffusion.config import SD15
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("runtime/hosts/*/*.md"))]
 LANGUAGES = {"bash", "python", "text"}  # text is not run: a listing or an output
 
 

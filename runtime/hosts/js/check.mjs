@@ -27,7 +27,7 @@ export async function* check(files, ort, { tokenizer, signal, ...where } = {}) {
   const here = { bundle, networks, tokenizer, signal };
   for (const entry of bundle.entries()) {
     await bundle.verify(entry, { signal });
-    yield outcome(`${entry.file} SHA-256`, 0, 0);
+    yield outcome(`${entry.file}: SHA-256`, 0, 0);
   }
   try {
     for (const each of await readConformance(bundle, { signal })) {

@@ -7,7 +7,7 @@ import { eachImage, tensor } from "./tensor.mjs";
 
 /** What a bundle of classes makes of a request; the loop is the same for all. */
 export class ClassToImage {
-  static arguments = ["classLabels"];
+  static takes = ["classLabels"];
   static roles = ["unet"];
   defaultBatchSize = 32;
 

@@ -195,8 +195,8 @@ async function checkBundle(words) {
   let [passed, total] = [0, 0];
   for await (const outcome of check(folderFiles(folder), ort, { tokenizer: Tokenizer, threads })) {
     const { case: name, difference, tolerance } = outcome;
-    const found = `largest difference ${short(difference)}, allowed ${short(tolerance)}`;
-    say(`${outcome.passed ? "pass" : "FAIL"}  ${name}: ${found}`);
+    const found = `: largest difference ${short(difference)}, allowed ${short(tolerance)}`;
+    say(`${outcome.passed ? "pass" : "FAIL"}  ${name}${difference || tolerance ? found : ""}`);
     passed += outcome.passed;
     total += 1;
   }

@@ -101,8 +101,8 @@ class Pipeline {
 
   /** What a call asks for, with every default filled in, and checked; nothing is computed. */
   request(given) {
-    const own = this.model.constructor.arguments;
-    checkKeys(given, [...own, ...SETTINGS, "signal", "onProgress"], `a request to ${this.manifest.name}`);
+    const { takes } = this.model.constructor;
+    checkKeys(given, [...takes, ...SETTINGS, "signal", "onProgress"], `a request to ${this.manifest.name}`);
     const { signal, onProgress } = given;
     const { conditions, shape, chosen } = this.model.request(given);
     const settings = this.settings(given);

@@ -16,7 +16,7 @@ const MAX_SIDE = 2 ** 14; // pixels
 
 /** What a bundle of text makes of a request; the loop is the same for all. */
 export class TextToImage {
-  static arguments = ["prompt", "negativePrompt", "numImagesPerPrompt", "clipSkip"];
+  static takes = ["prompt", "negativePrompt", "numImagesPerPrompt", "clipSkip"];
   static roles = ["text_encoder", "unet", "vae_decoder"];
   defaultBatchSize = 1;
 

@@ -44,7 +44,7 @@ test("a bundle is checked", () => {
   const { status, stdout, stderr } = run("check", CLASSES, "--threads", "1");
   assert.equal(stderr, "");
   assert.equal(status, 0);
-  assert.match(stdout, /^pass {2}unet-fp32\.onnx SHA-256/);
+  assert.match(stdout, /^pass {2}unet-fp32\.onnx: SHA-256\n/);
   assert.match(stdout, /mnist-paper: 20 of 20 pass\n$/);
 });
 

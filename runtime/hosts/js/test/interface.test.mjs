@@ -1,8 +1,12 @@
 /** Proves that the declared interface is the real one, and that what the browser shares asks for nothing of Node's. */
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { TEXT, withText } from "./bundles.mjs";
 
 const HERE = new URL("../", import.meta.url);
 const read = (name) => readFileSync(new URL(name, HERE), "utf8");
@@ -49,4 +53,15 @@ test("the package has all that it exports, and the CLI is not run by whoever imp
   assert.deepEqual(files, ["*.mjs", "*.d.ts"]);
   assert.equal(license, "Apache-2.0");
   assert.ok(there.includes("LICENSE") && there.includes("README.md"));
+});
+
+test("the README's program runs, by the package's own name", withText, () => {
+  const program = /```js\n([^]*?)```/.exec(read("README.md"))[1];
+  const here = program.replace("models_onnx/my-model", TEXT).replace("60_000", "1_000_000");
+  assert.notEqual(here, program);
+  const words = ["--input-type=module", "--eval", here];
+  const { status, stdout, stderr } = spawnSync(process.execPath, words, { cwd: fileURLToPath(HERE), encoding: "utf8" });
+  assert.equal(status, 0, stderr);
+  assert.match(stdout, /^1 of \d+ \d+\n/);
+  assert.match(stdout, /Uint8Array\(\d+\) \[/);
 });
