@@ -87,7 +87,7 @@ $(CUDA)/.ready: pyproject.toml
 get_node = apt-get install nodejs npm, or https://nodejs.org; or leave these tests out: make $(or $(MAKECMDGOALS),test) NODE=
 
 $(JS)/node_modules/.ready: $(JS)/package.json $(JS)/package-lock.json
-	@$(NODE) -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2>/dev/null || { found=$$($(NODE) --version 2>&1); \
+	@$(NODE) -e 'process.exit(Number(process.versions.node.split(".")[0] < 20))' 2>/dev/null || { found=$$($(NODE) --version 2>&1); \
 	  echo "error: NODE=$(NODE) is \"$$found\", and the JavaScript host takes Node 20 or later: $(get_node)" >&2; exit 2; }
 	@npm --version >/dev/null 2>&1 || { \
 	  echo "error: npm is missing, which installs what the JavaScript host is tested with: $(get_node)" >&2; exit 2; }

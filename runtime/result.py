@@ -73,7 +73,8 @@ class Result:
             check_whole("columns", columns, least=1)
         check_writable(base, overwrite)
         columns = columns or math.ceil(math.sqrt(len(self.images)))
-        check_size(base.suffix.lower(), *grid_size(len(self.images), *self.images.shape[2:0:-1], columns))
+        count, height, width, _ = self.images.shape
+        check_size(base.suffix.lower(), *grid_size(count, width, height, columns))
         sheet = make_grid(self.images, columns)
         own = self.metadata | {"seeds": list(self.seeds), "conditions": [dict(each) for each in self.conditions]}
         write_file(base, encode_image(sheet, base.suffix.lower(), own))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 @contextlib.contextmanager
-def opened(path: Path, formats: Sequence[str] = READABLE) -> Iterator[Image.Image]:
+def opened(path: Path, formats: tuple[str, ...] = READABLE) -> Iterator[Image.Image]:
     """A picture in a file, of which nothing has been decoded but what it says of itself.
 
     Raises:

@@ -368,7 +368,7 @@ def test_what_is_cut_off_is_said_with_its_line_and_once(text: Pipeline, tmp_path
         ('{"prompt": "red", "sampler": "eulerr"}', "sampler 'eulerr' is unknown"),
         ('{"prompt": "red", "sampler": "ddpm", "eta": 1}', "sampler ddpm has no option 'eta'"),
         ('{"prompt": "red", "eta": []}', "eta is []"),
-        ('{"prompt": "red", "eta": "two\\nlines"}', "eta is two lines"),
+        ('{"prompt": "red", "eta": "two\\nlines"}', r"eta is two\nlines"),
         ('{"prompt": "red", "strength": 0.5}', "strength 0.5 says how much of an image changes"),
         ('{"prompt": "red", "image": "list.jsonl"}', "list.jsonl cannot be read as a picture"),
         ('{"prompt": "red", "image": "."}', " is no file"),

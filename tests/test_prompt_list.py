@@ -79,7 +79,7 @@ def test_the_documentation_names_every_key() -> None:
         ("{}", "line 2 lacks the key 'prompt'"),
         ('{"seed": 1}', "line 2 lacks the key 'prompt'"),
         ('{"prompt": "red", "colour": 1, "style": 2}', "line 2 has unknown keys: colour, style"),
-        ('{"prompt": "red", "two\\nlines": 1}', "line 2 has unknown keys: two lines"),
+        ('{"prompt": "red", "two\\nlines": 1}', r"line 2 has unknown keys: two\nlines"),
         ('{"prompt": "red", "seed": 1, "seed": 2}', "line 2 is not a JSON object (a key is given twice)"),
         ('{"prompt": 7}', "line 2: prompt must be str, not int"),
         ('{"prompt": null}', "line 2: prompt must be str, not NoneType"),
