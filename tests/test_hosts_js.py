@@ -184,7 +184,8 @@ def with_external_data(folder: Path, target: Path) -> Path:
     manifest = json.loads((target / "manifest.json").read_text())
     graph = manifest["graphs"]["unet"]["fp32"]
     model = onnx.load(target / graph["file"])
-    onnx.save_model(model, target / graph["file"], save_as_external_data=True, location="weights.bin", size_threshold=0)
+    path = target / graph["file"]
+    onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
     graph["external_data"] = [{"file": "weights.bin"}]
     for entry in (graph, *graph["external_data"]):
         data = (target / entry["file"]).read_bytes()

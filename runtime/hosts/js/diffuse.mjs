@@ -22,6 +22,7 @@ import { steps } from "./steps.mjs";
 import { imageOf, product, tensor } from "./tensor.mjs";
 import { TextToImage } from "./text-to-image.mjs";
 import { turn } from "./turn.mjs";
+import { VERSION } from "./version.mjs";
 
 export { BundleError, DiffusionError, EngineError, RequestError } from "./errors.mjs";
 export { readPlan } from "./plan.mjs";
@@ -241,6 +242,7 @@ class Pipeline {
       rng,
       provider: this.networks.provider,
       onnxruntime: this.networks.engineVersion,
+      version: VERSION,
     };
   }
 

@@ -6,11 +6,16 @@ import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
+import { VERSION } from "../version.mjs";
 import { TEXT, withText } from "./bundles.mjs";
 
 const HERE = new URL("../", import.meta.url);
 const read = (name) => readFileSync(new URL(name, HERE), "utf8");
 const NODES_OWN = ["node-files.mjs", "diffuse-cli.mjs"];
+
+test("pictures carry this package's version", () => {
+  assert.equal(VERSION, JSON.parse(read("package.json")).version);
+});
 
 for (const name of readdirSync(HERE).filter((each) => each.endsWith(".d.ts"))) {
   test(`${name} declares what there is`, async () => {
