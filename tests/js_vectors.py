@@ -47,6 +47,7 @@ SYNTAX = (
     "red AND blue SAND ANDY\u00e9 \u00e9AND",
     "(red:\u0661.\u0663) (red:\u30001.5\u00a0) (red:\u0085 2\x1c) (red:\ufeff2)",
     "<lora:x\ny:1> and \u3000 wide\u2003spaces",
+    "<lora:\x1b[31m:1> <lora:\u200b\U000e0001:1> [a\x07:b\x9b:1] [\u202ea|b]",
     "<cat-toy> embedding:my-style <3 <\u00e9x> xembedding:y EMBEDDING: z, <a:b>",
 )
 PROMPTS = (

@@ -2,7 +2,7 @@
 
 import { RequestError } from "./errors.mjs";
 import { toUint8 } from "./image.mjs";
-import { shown } from "./limits.mjs";
+import { checkCount, shown } from "./limits.mjs";
 import { eachImage, tensor } from "./tensor.mjs";
 
 /** What a bundle of classes makes of a request; the loop is the same for all. */
@@ -46,6 +46,7 @@ export class ClassToImage {
     if (classLabels === undefined) throw new RequestError(`${name} draws classes; give classLabels`);
     const labels = Array.isArray(classLabels) ? classLabels : [classLabels];
     if (!labels.length) throw new RequestError("there is no label to draw; give at least one");
+    checkCount(labels.length);
     const { num_classes: count, null_class: none } = conditioning;
     const wrong = labels.findIndex((label) => !Number.isSafeInteger(label) || label < 0 || label > none);
     if (wrong !== -1) {

@@ -15,7 +15,7 @@ import { parseArgs } from "node:util";
 
 import { check } from "./check.mjs";
 import { load, readPlan } from "./diffuse.mjs";
-import { DiffusionError, EngineError, RequestError, oneLine, quoted } from "./errors.mjs";
+import { DiffusionError, EngineError, RequestError, oneLine, printable } from "./errors.mjs";
 import { shown } from "./limits.mjs";
 import { checkWritable, findBundle, folderFiles, writeWhole } from "./node-files.mjs";
 import { encodePng } from "./png.mjs";
@@ -89,7 +89,9 @@ async function planOf({ plan: path, sampler, steps }) {
     throw new RequestError("--plan is whole; leave out --sampler and --steps");
   let bytes;
   try {
-    const { size } = await stat(path);
+    const status = await stat(path);
+    if (!status.isFile()) throw new RequestError(`the plan ${path} is no file`); // a device may have no end
+    const { size } = status;
     if (size > MAX_PLAN_BYTES)
       throw new RequestError(`${path} has ${size} bytes; a plan has at most ${MAX_PLAN_BYTES}`);
     bytes = await readFile(path);
@@ -208,8 +210,8 @@ function short(number) {
   return Number(number.toPrecision(3));
 }
 
-function say(line) {
-  process.stdout.write(`${line}\n`);
+function say(lines) {
+  process.stdout.write(`${lines.split("\n").map(printable).join("\n")}\n`);
   return 0;
 }
 

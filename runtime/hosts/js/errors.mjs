@@ -1,8 +1,18 @@
 /** What can go wrong, as far as the caller can mend it: runtime/errors.py. Every message is one line. */
 
+/** A text on one line, without what a terminal acts upon: such characters as Python would write them. */
+export function printable(text) {
+  return text.replace(/(?! )[\p{C}\p{Z}]/gu, (character) => {
+    const simple = { "\n": "\\n", "\r": "\\r", "\t": "\\t" }[character];
+    const digits = character.codePointAt(0).toString(16);
+    if (simple || digits.length <= 2) return simple ?? `\\x${digits.padStart(2, "0")}`;
+    return digits.length <= 4 ? `\\u${digits.padStart(4, "0")}` : `\\U${digits.padStart(8, "0")}`;
+  });
+}
+
 export class DiffusionError extends Error {
   constructor(message, options) {
-    super(message, options);
+    super(printable(message), options);
     this.name = new.target.name;
   }
 }
@@ -21,12 +31,9 @@ export function oneLine(error) {
   return message.trim().replace(/\s+/g, " ").slice(0, LONGEST);
 }
 
-/** A text from elsewhere in quotes, with nothing in it that a terminal would obey. */
+/** A text from elsewhere in quotes. */
 export function quoted(text) {
-  return JSON.stringify(text).replace(
-    /[\x7f-\x9f\u2028\u2029]/g,
-    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+  return JSON.stringify(text);
 }
 
 /** What a value is, for a message that wants another. */

@@ -1,13 +1,14 @@
 /** Ranges that the arguments of a request must keep: runtime/limits.py. */
 
-import { RequestError, quoted } from "./errors.mjs";
+import { RequestError, kindOf, quoted } from "./errors.mjs";
 
 const MOST = 2 ** 31;
+const MAX_IMAGES = 1_000_000; // of a request, which are held in memory until it is finished
 
 /** A value as a message shows it: short, and whatever it is. */
 export function shown(value) {
-  if (typeof value === "bigint") return String(value);
-  const text = typeof value === "string" ? quoted(value) : String(JSON.stringify(value) ?? value);
+  if (typeof value === "object" && value !== null) return kindOf(value);
+  const text = typeof value === "string" ? quoted(value) : String(value);
   return text.length > 60 ? `${text.slice(0, 60)}…` : text;
 }
 
@@ -22,6 +23,11 @@ export function checkWhole(name, value, least, most = MOST) {
     throw new RequestError(`${name} is ${shown(value)}; it must be a whole number ${limits}`);
   }
   return value;
+}
+
+/** Refuse more images than a request may have. */
+export function checkCount(count) {
+  checkWhole("the number of images", count, 1, MAX_IMAGES);
 }
 
 /** The seed of image k of a request, (seed + k) mod 2^64, as a BigInt. */

@@ -11,7 +11,7 @@
  * is replaced by what comes nearest, or is text, and each is named in the notes.
  */
 
-import { quoted } from "./errors.mjs";
+import { printable, quoted } from "./errors.mjs";
 
 const [ROUND, SQUARE] = [1.1, 1 / 1.1];
 const MAX_WEIGHT = 100;
@@ -130,7 +130,7 @@ export function shortened(text) {
     .filter(Boolean)
     .join(" ");
   const characters = Array.from(line.slice(0, 2 * SHOWN + 2)); // not halves of surrogate pairs
-  return characters.length <= SHOWN ? line : `${characters.slice(0, SHOWN).join("")}…`;
+  return printable(characters.length <= SHOWN ? line : `${characters.slice(0, SHOWN).join("")}…`);
 }
 
 function isSpace(text) {

@@ -4,9 +4,9 @@
  * Shapes: B images, L tokens, D width of the text embeddings, C h w one image's latents, H W its pixels.
  */
 
-import { RequestError } from "./errors.mjs";
+import { RequestError, printable } from "./errors.mjs";
 import { previewLatents, toUint8 } from "./image.mjs";
-import { checkWhole } from "./limits.mjs";
+import { checkCount, checkWhole } from "./limits.mjs";
 import { encodeChunks, encodePrompts } from "./prompt-encoding.mjs";
 import { texts } from "./prompt.mjs";
 import { eachImage, rows, tensor } from "./tensor.mjs";
@@ -38,7 +38,7 @@ export class TextToImage {
   async encode({ plan, guidanceScale, conditions, recipe, signal, warnings }) {
     const guided = guidanceScale !== 1 && plan.guidance.some((share) => share !== 0);
     const encoder = await this.networks.session("text_encoder");
-    const warn = (line) => warnings.includes(line) || warnings.push(line);
+    const warn = (line) => warnings.includes(printable(line)) || warnings.push(printable(line));
     const dim = this.manifest.conditioning.embedding_dim;
     const encode = (text) => encodeChunks(encoder, this.tokenizer.chunks(text, warn), recipe.clip_skip, dim, signal);
     return encodePrompts(encode, conditions, guided);
@@ -83,6 +83,7 @@ export class TextToImage {
       );
     }
     checkWhole("numImagesPerPrompt", numImagesPerPrompt, 1);
+    checkCount(prompts.length * numImagesPerPrompt);
     const pairs = prompts.map((each, k) => ({ prompt: each, negative_prompt: negatives[k] }));
     return pairs.flatMap((pair) => new Array(numImagesPerPrompt).fill(pair));
   }

@@ -80,6 +80,9 @@ const WRONG = [
   [["--model", CLASSES, "--size", "64x64", ...OUT], /draws 28x28 pixels only, not 64x64/],
   [["--model", CLASSES, "--threads", "0", ...OUT], /threads is 0/],
   [["--model", CLASSES, "--plan", "none.json", ...OUT], /the plan none\.json cannot be read \(ENOENT\)/],
+  [["--model", CLASSES, "--plan", "empty", ...OUT], /the plan empty is no file/],
+  [["--model", "\x1b[31mred", ...OUT], /there is no bundle "\\u001b\[31mred"/],
+  [["--model", CLASSES, "-o", "\x1b[31m/x.png"], /the folder \\x1b\[31m does not exist/],
   [["--model", CLASSES, "--plan", "bad.json", ...OUT], /bad\.json: the plan is not JSON/],
   [
     ["--model", CLASSES, "--plan", "bad.json", "--steps", "4", ...OUT],

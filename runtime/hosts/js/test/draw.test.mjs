@@ -169,6 +169,9 @@ test("a row whose guidance is 0, or a scale of 1, asks the network once", async 
 const WRONG = [
   [{}, /draws classes; give classLabels/],
   [{ classLabels: [] }, /there is no label to draw/],
+  [{ classLabels: new Array(10 ** 6 + 1).fill(1) }, /the number of images is 1000001; it must be .* from 1 to 1000000/],
+  [{ classLabels: [[1n]] }, /label a list is out of range/],
+  [{ classLabels: "\x1b[31m\u200b\ud83d" }, /^label "\\u001b\[31m\\u200b\\ud83d" is out of range/],
   [{ classLabels: 11 }, /label 11 is out of range; mnist-paper has 0 to 9, and 10 for none/],
   [{ classLabels: "seven" }, /label "seven" is out of range/],
   [{ classLabels: 1, prompt: "a cat" }, /a request to mnist-paper has no "prompt"; there are classLabels/],
@@ -188,7 +191,7 @@ const WRONG = [
   [{ classLabels: 1, seed: "seven" }, /seed is "seven"; give a whole number from 0 to 2\^64 - 1$/],
   [{ classLabels: 1, seed: -1 }, /seed is -1/],
   [{ classLabels: 1, seed: 1.5 }, /seed is 1\.5/],
-  [{ classLabels: 1, seed: NaN }, /seed is /],
+  [{ classLabels: 1, seed: NaN }, /seed is NaN/],
   [{ classLabels: 1, seed: 2n ** 64n }, /seed is 18446744073709551616/],
   [{ classLabels: 1, seed: 2 ** 60 }, /seed is 1152921504606847000; .* \(above 2\^53 - 1 as a BigInt\)/],
   [{ classLabels: 1, guidanceScale: Infinity }, /guidanceScale is .*; it must be a finite number \(1 is off\)/],

@@ -37,7 +37,10 @@ const FILES = [
   [text((p) => (p.secret = 1)), /unknown keys \["secret"\]/],
   [text((p) => (p.timesteps = [])), /has no rows/],
   [text((p) => p.weights[4].push(1)), /weights must be finite numbers of shape \(10, 9\)/],
-  [text().replace('"initial_scale":1', '"initial_scale":1e999'), /initial_scale is null; it must be a finite number/],
+  [
+    text().replace('"initial_scale":1', '"initial_scale":1e999'),
+    /initial_scale is Infinity; it must be a finite number/,
+  ],
   [text((p) => (p.guidance[2] = 1.5)), /guidance must lie in \[0, 1\]/],
   [text((p) => (p.num_inference_steps = 0)), /num_inference_steps is 0; it must be a whole number of at least 1/],
   [text((p) => (p.guidance_rescale = 2)), /guidance_rescale is 2; it must be a number from 0 to 1/],
