@@ -4,7 +4,7 @@ const METADATA_KEY = "diffusion-anywhere";
 const PARAMETERS_KEY = "parameters"; // where the web interfaces look
 const HASH_DIGITS = 10;
 // What people call the samplers; runtime/samplers has the same table.
-const KNOWN_AS = {
+export const KNOWN_AS = {
   ddpm: "DDPM",
   ddim: "DDIM",
   pndm: "PLMS",
