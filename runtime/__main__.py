@@ -7,6 +7,7 @@
     python -m runtime check BUNDLE
     python -m runtime plan --model BUNDLE --sampler ddim --steps 20 --json -o plan.json
     python -m runtime benchmark BUNDLE
+    python -m runtime web
     python -m runtime doctor
 
 Every error that a caller can mend is one line on standard error and exit status 2.
@@ -20,14 +21,14 @@ import os
 import sys
 import warnings
 
-from runtime import benchmark, check, draw, plan_command, replay
+from runtime import benchmark, check, draw, plan_command, replay, web_command
 from runtime.arguments import ArgumentParser
 from runtime.cancel import interruptible
 from runtime.engine import examine
 from runtime.errors import DiffusionError, printable
 
 INTERRUPTED = 130
-COMMANDS = ("draw", "replay", "check", "plan", "benchmark", "doctor")
+COMMANDS = ("draw", "replay", "check", "plan", "benchmark", "web", "doctor")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -53,6 +54,9 @@ def parser() -> ArgumentParser:
     check.add_arguments(commands.add_parser("check", help="replay a bundle's conformance file on this machine"))
     benchmark.add_arguments(commands.add_parser("benchmark", help="images per second, against other programs in turn"))
     plan_command.add_arguments(commands.add_parser("plan", help="a sampler's table: printed, kept, or as a picture"))
+    web_command.add_arguments(
+        commands.add_parser("web", help="draw in the browser: a page, served to this machine alone")
+    )
     commands.add_parser("doctor", help="which ONNX Runtime is here, and what is wrong with it").set_defaults(run=doctor)
     return main
 

@@ -246,6 +246,11 @@ def search_folders() -> list[Path]:
     return [*([Path(named)] if named else []), Path("models_onnx"), Path(__file__).parent / "models"]
 
 
+def known_names() -> list[str]:
+    """The names under which bundles are found, in alphabetical order."""
+    return sorted({found.parent.name for folder in search_folders() for found in folder.glob(f"*/{MANIFEST}")})
+
+
 def find_bundle(model: str | os.PathLike[str]) -> Path:
     """The folder of a bundle given by path or by name.
 
@@ -263,7 +268,7 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
         raise BundleError(f"{path} cannot be looked into ({error.strerror}); give a bundle's folder or name") from error
     if is_folder:
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST}")
-    known = sorted({found.parent.name for folder in search_folders() for found in folder.glob(f"*/{MANIFEST}")})
+    known = known_names()
     hint = f"known here: {', '.join(known)}" if known else "make one with: python -m export"
     raise BundleError(f"there is no bundle {str(model)!r}; {hint}")
 
