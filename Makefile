@@ -19,6 +19,8 @@
 #   PYTHON=python3.12                the Python to make environments with, 3.11 or later
 #   NODE=/opt/node/bin/node          the Node to test the JavaScript host with, 20 or later; without one these tests are
 #                                    left out by an empty NODE=, and only by that
+#   CHROMIUM=/opt/chrome/chrome      the browser to test the page in, instead of the chromium or google-chrome on the path;
+#                                    without one these tests are skipped, with the reason
 #   PYTEST_FLAGS='-k plan -x'        more arguments for pytest; '-n 0' runs the tests in one process, for a debugger
 #   BENCH_FLAGS='--size 256x256'     more arguments for the benchmark at full size
 #   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. The tests need no more than its CPU build, a
@@ -91,7 +93,7 @@ $(JS)/node_modules/.ready: $(JS)/package.json $(JS)/package-lock.json
 	  echo "error: NODE=$(NODE) is \"$$found\", and the JavaScript host takes Node 20 or later: $(get_node)" >&2; exit 2; }
 	@npm --version >/dev/null 2>&1 || { \
 	  echo "error: npm is missing, which installs what the JavaScript host is tested with: $(get_node)" >&2; exit 2; }
-	@echo "$(@D): installing ONNX Runtime for Node, whose package holds the libraries of six platforms, and the tokenizers"
+	@echo "$(@D): installing ONNX Runtime for Node and for browsers, with the libraries of all platforms, and the tokenizers"
 	@cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
@@ -142,5 +144,5 @@ bench: $(TEST)/.ready
 	$(TEST)/bin/python tests/full_size_benchmark.py $(BENCH_FLAGS)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules $(JS)/dist
 	find training export runtime peers tests -name __pycache__ -type d -prune -exec rm -rf {} +

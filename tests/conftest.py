@@ -1,5 +1,5 @@
-"""What the tests share: real digits, where whole data sets lie, a disk that is soon full, and which tests this machine
-cannot run."""
+"""What the tests share: real digits, where whole data sets lie, a browser with the page, a disk that is soon full, and
+which tests this machine cannot run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import web_page
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if WORKERS > 1:
@@ -107,6 +109,72 @@ def mnist_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"{DATA_VARIABLE} is {folder}, which is no folder", pytrace=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is in [dev]")
+    with playwright_api.sync_playwright() as playwright:
+        path = web_page.chromium(playwright.chromium.executable_path)
+        launched = playwright.chromium.launch(executable_path=path, timeout=web_page.PATIENCE)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def page_files() -> web_page.Site:
+    """The page's own files by address."""
+    from runtime.web_site import HOST, page_site
+
+    modules = HOST / "node_modules" / "onnxruntime-web"
+    web_page.needed(
+        str(modules) if modules.is_dir() else None,
+        f"there are no Node modules; npm ci --ignore-scripts --prefix {HOST}",
+    )
+    return page_site()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three classes and one kilobyte, to be looked at only."""
+    import tiny_bundle
+
+    return tiny_bundle.write(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def address(page_files: web_page.Site, tiny: Path) -> Iterator[str]:
+    """Where the page is, with digits and the tiny bundle."""
+    from runtime.bundle import open_bundle
+    from runtime.web_server import PageServer
+    from runtime.web_site import models_site
+
+    bundles = [open_bundle(each) for each in (web_page.MNIST, tiny)]
+    with web_page.serving(PageServer(page_files | models_site(bundles), 0)) as server:
+        yield server.url
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[web_page.Open]:
+    """Opens a page in a browser that has never seen it; in the end none may have errors but those that were taken."""
+    opened: list[web_page.Opened] = []
+
+    def open_one(url: str, like: web_page.Opened | None = None, **options: Any) -> web_page.Opened:
+        context = like.page.context if like else browser.new_context(**options)
+        page = context.new_page()
+        page.set_default_timeout(web_page.PATIENCE)
+        own = web_page.Opened(page, [])
+        page.on("console", lambda message: own.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: own.errors.append(str(error)))
+        opened.append(own)
+        page.goto(url)
+        return own
+
+    yield open_one
+    for each in opened:
+        each.page.context.close()
+    assert [error for each in opened for error in each.errors] == []
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import pytest
 from checkpoint_files import write_folder
 from random_weights import POCKET, random_state
 
+from runtime.__main__ import parser as runtime_parser
 from training.stable_diffusion.config import SD15
 
 ROOT = Path(__file__).parents[1]
@@ -98,18 +99,29 @@ def check_npm(words: list[str]) -> None:
     assert (ROOT / words[-1] / "package-lock.json").exists()
 
 
+def check_web(words: list[str]) -> None:
+    """Parse the options of what would serve until Ctrl-C."""
+    runtime_parser().parse_args(words[3:])
+
+
 RUN = ("python -m runtime", "python -m export", "node")
 CHECK: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pip": check_pip,
     "npm": check_npm,
     "python -m training": check_training,
+    "python -m runtime web": check_web,
 }
 
 
 def begins_with(command: str, starts: Iterable[str]) -> str | None:
     """The one of ``starts`` that the command begins with, word for word."""
     return next((start for start in starts if f"{command} ".startswith(f"{start} ")), None)
+
+
+def is_run(command: str) -> bool:
+    """Whether it is run and not only looked at."""
+    return bool(begins_with(command, RUN)) and not begins_with(command, CHECK)
 
 
 def parameters(found: Iterable[Snippet]) -> list[object]:
@@ -128,7 +140,13 @@ def test_what_a_command_names_exists(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["make no-such-target", "pip install .[no-such-extra]", "python -m training ddpm --no-such-option 1"]
+    "command",
+    [
+        "make no-such-target",
+        "pip install .[no-such-extra]",
+        "python -m training ddpm --no-such-option 1",
+        "python -m runtime web --no-such-option 1",
+    ],
 )
 def test_the_checks_notice_what_does_not_exist(command: str) -> None:
     with pytest.raises((AssertionError, SystemExit)):
@@ -151,7 +169,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, mnist_sample_file: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", parameters(each for each in commands(README) if begins_with(each.code, RUN)))
+@pytest.mark.parametrize("command", parameters(each for each in commands(README) if is_run(each.code)))
 def test_command_runs(command: str, workspace: Path) -> None:
     program, *words = shlex.split(command)
     size = ["--size", "48x32"] if "--model my-model " in command else []
