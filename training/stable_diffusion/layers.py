@@ -8,6 +8,8 @@ Attribute names are those of diffusers' state dicts, so that its weights fit wit
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,12 +19,25 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, is_caus
 
     Shapes: (B, L, C), (B, S, C), (B, S, C) -> (B, L, C).
     """
-
-    def split(x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2)  # (B, heads, L or S, C / heads)
-
-    out = F.scaled_dot_product_attention(split(query), split(key), split(value), is_causal=is_causal)
+    heads = [split_heads(x, num_heads) for x in (query, key, value)]
+    out = F.scaled_dot_product_attention(*heads, is_causal=is_causal)
     return out.transpose(1, 2).flatten(-2)
+
+
+def attention_weights(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """How much each position of ``query`` looks at each of ``key``: the weights of the values in ``attention``.
+
+    Attention itself never has them in memory as a whole; this is for people who want to see them.
+
+    Shapes: (B, L, C), (B, S, C) -> (B, heads, L, S), which sum to one over S.
+    """
+    query, key = split_heads(query, num_heads), split_heads(key, num_heads)
+    return (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, L, C) -> (B, heads, L, C / heads)."""
+    return x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 class ResnetBlock2D(nn.Module):
