@@ -16,7 +16,7 @@ from PIL import Image
 from runtime.cancel import CancelToken, stoppable
 from runtime.class_to_image import ClassToImage
 from runtime.errors import RequestError
-from runtime.image import METADATA_KEY, check_writable, to_pil, write_file
+from runtime.image import check_writable, exif, to_pil, write_file
 from runtime.limits import check_whole, is_finite_number
 from runtime.noise import image_seed
 from runtime.pipeline import Pipeline
@@ -29,7 +29,6 @@ FRAMES, MAX_FRAMES = 24, 600
 MAX_PIXELS = 2**28  # of all frames, which are held in memory before they are written
 FPS, MAX_FPS = 12, 50  # a GIF counts hundredths of a second, and what lasts one is shown for ten
 MAX_SIDES = {".gif": 2**16 - 1, ".webp": 2**14 - 1}
-IMAGE_DESCRIPTION = 0x010E  # of EXIF
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ class Animation(Result):
         if suffix == ".gif":
             options["comment"] = description.encode()
         else:
-            exif = Image.Exif()
-            exif[IMAGE_DESCRIPTION] = f"{METADATA_KEY}: {description}"
-            options |= {"lossless": True, "exif": exif}
+            options |= {"lossless": True, "exif": exif(description)}
         buffer = io.BytesIO()
         try:
             first.save(buffer, suffix[1:].upper(), save_all=True, append_images=others, loop=0, **options)

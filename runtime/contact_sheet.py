@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.picture_index import Index
+from runtime.picture_index import Index, Record
 
 MAX_PICTURES = 400  # of a longer list the first ones are shown
 SIDE = 192  # pixels: smaller pictures are enlarged by a whole number, larger ones are made smaller
@@ -18,22 +18,24 @@ GAP, LINE, LINES = 8, 15, 2  # pixels around a picture, for a line of its words,
 INK, PAPER = (32, 36, 42), (255, 255, 255)
 
 
-def captioned(index: Index, names: Sequence[str], count: int) -> list[tuple[Path, str]]:
-    """The files of the first ``count`` pictures of a list, those that were drawn, and what each shows.
+def drawn(index: Index, count: int) -> list[Record]:
+    """Of the first ``count`` pictures of a list those that were drawn."""
+    records = (index.records[number] for number in sorted(index.records) if number <= count)
+    return [record for record in records if record.file is not None]
+
+
+def captioned(records: Sequence[Record], folder: Path, names: Sequence[str]) -> list[tuple[Path, str]]:
+    """The files of drawn pictures, and what each shows.
 
     Args:
-        index: of their folder.
+        records: of these pictures.
+        folder: where their files are.
         names: of the classes, if the model draws classes.
-        count: pictures of the list.
     """
-    records = (index.records[number] for number in sorted(index.records) if number <= count)
-    found = []
-    for record in records:
-        if record.file is not None:
-            shown = record.settings
-            caption = shown["prompt"] if "prompt" in shown else names[shown["class_label"]]
-            found.append((index.folder / record.file, str(caption)))
-    return found
+    shown = ((record.file or "", record.settings) for record in records)
+    return [
+        (folder / file, str(made["prompt"] if "prompt" in made else names[made["class_label"]])) for file, made in shown
+    ]
 
 
 def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:

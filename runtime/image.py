@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ METADATA_KEY = "diffusion-anywhere"
 PARAMETERS_KEY = "parameters"  # where the web interfaces look, see ``runtime.parameters``
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MAX_PIXELS = 2**28  # of a picture or a sheet; most programs open no larger one
+IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286  # of EXIF
+UTF_16 = b"UNICODE\0"  # begins a user comment in it
+MAX_JPEG_EXIF = 65533  # bytes, since a segment says its length in 16 bits
 MAX_SIDES = {"PNG": 2**31 - 1, "WEBP": 2**14 - 1, "JPEG": 65500}  # of libpng, libwebp and libjpeg
 GAP = 2  # pixels between the images of a sheet
 AT_ONCE = 256  # images whose numbers are rounded together
@@ -83,24 +87,54 @@ def check_size(suffix: str, width: int, height: int) -> None:
 def encode_image(
     image: UInt8, suffix: str, metadata: Mapping[str, Any] | None = None, words: str | None = None
 ) -> bytes:
-    """An encoded file. PNG carries ``metadata`` as a JSON text chunk, and ``words`` as another, for other programs.
+    """An encoded file that carries ``metadata`` as JSON, and ``words`` where other programs look for them.
+
+    A JPEG holds no more than 64 KB of such; a longer description is left out, with a warning.
 
     Raises:
         RequestError: the format cannot hold the picture.
     """
     check_size(suffix, image.shape[1], image.shape[0])
+    made, name = None if metadata is None else json.dumps(metadata, sort_keys=True), FORMATS[suffix]
+    extra = {"pnginfo": text_chunks(made, words)} if name == "PNG" else {"quality": 95, "exif": exif(made, words)}
+    if name == "JPEG" and len(extra["exif"].tobytes()) > MAX_JPEG_EXIF:
+        warnings.warn(f"what made the picture is too long for a {suffix} and is left out; .png has it", stacklevel=2)
+        del extra["exif"]
     buffer = io.BytesIO()
+    try:
+        to_pil(image).save(buffer, name, **extra)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the picture cannot be written as {name} ({error})") from error
+    return buffer.getvalue()
+
+
+def text_chunks(made: str | None, words: str | None) -> PngInfo:
+    """What a PNG carries: JSON in one chunk, and in another what other programs read."""
     info = PngInfo()
-    if metadata is not None:
-        info.add_text(METADATA_KEY, json.dumps(metadata, sort_keys=True))
+    if made is not None:
+        info.add_text(METADATA_KEY, made)
     if words:
         info.add_text(PARAMETERS_KEY, words)
-    extra = {"pnginfo": info} if FORMATS[suffix] == "PNG" else {"quality": 95}
-    try:
-        to_pil(image).save(buffer, FORMATS[suffix], **extra)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"the picture cannot be written as {FORMATS[suffix]} ({error})") from error
-    return buffer.getvalue()
+    return info
+
+
+def exif(made: str | None, words: str | None = None) -> Image.Exif:
+    """What a WebP or JPEG carries: JSON as its description, and as the user's comment what other programs read."""
+    tags = Image.Exif()
+    if made is not None:
+        tags[IMAGE_DESCRIPTION] = f"{METADATA_KEY}: {made}"
+    if words:
+        tags.get_ifd(EXIF_IFD)[USER_COMMENT] = UTF_16 + words.encode("utf-16-be")
+    return tags
+
+
+def carried_by(picture: Image.Image) -> str | None:
+    """The JSON that ``encode_image`` put into a picture, or None."""
+    if picture.format == "PNG":
+        made = picture.info.get(METADATA_KEY)
+        return made if isinstance(made, str) else None
+    _, ours, made = str(picture.getexif().get(IMAGE_DESCRIPTION, "")).partition(f"{METADATA_KEY}: ")
+    return made if ours else None
 
 
 def check_writable(paths: Path | Sequence[Path], overwrite: bool) -> None:

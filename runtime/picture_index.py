@@ -46,7 +46,7 @@ class Record:
         number: its place in the list, from 1; the file's name begins with it.
         line: of the list's file.
         asked: what that line says.
-        settings: all that makes the picture, as its PNG's metadata has it.
+        settings: all that makes the picture, as its file's metadata has it.
         file, sha256: of the picture, if it was drawn.
         error: why it was not.
     """

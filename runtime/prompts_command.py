@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.arguments import parse_size
 from runtime.bundle import ClassConditioning, TextConditioning
-from runtime.contact_sheet import MAX_PICTURES, captioned, contact_sheet
+from runtime.contact_sheet import MAX_PICTURES, captioned, contact_sheet, drawn
 from runtime.draw_list import Report, draw_list
 from runtime.errors import RequestError
 from runtime.frames_command import frames_flag
@@ -96,13 +96,15 @@ def write_sheet(arguments: argparse.Namespace, pipeline: Pipeline, report: Repor
     conditioning = pipeline.bundle.conditioning
     names = conditioning.names if isinstance(conditioning, ClassConditioning) else ()
     count = report.drawn + report.kept + len(report.failures)
-    pictures = captioned(read_index(arguments.output, report.seed), names, count)
-    if not pictures:
+    records = drawn(read_index(arguments.output, report.seed), count)
+    if not records:
         return
-    sheet = np.asarray(contact_sheet(pictures[:MAX_PICTURES]))
-    write_file(arguments.sheet, encode_image(sheet, arguments.sheet.suffix.lower()))
-    shown = f"the first {MAX_PICTURES} of " if len(pictures) > MAX_PICTURES else ""
-    print(f"{arguments.sheet}: {shown}{len(pictures)} pictures with their words")
+    shown = records[:MAX_PICTURES]
+    sheet = np.asarray(contact_sheet(captioned(shown, arguments.output, names)))
+    made = {"pictures": [record.settings for record in shown]}
+    write_file(arguments.sheet, encode_image(sheet, arguments.sheet.suffix.lower(), made))
+    first = f"the first {MAX_PICTURES} of " if len(records) > MAX_PICTURES else ""
+    print(f"{arguments.sheet}: {first}{len(records)} pictures with their words")
 
 
 def defaults_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Nothing is fetched.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import re
@@ -17,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from runtime import variation_arguments
-from runtime.animation import MAX_SIDES
 from runtime.bundle import MANIFEST, PLAIN_NAME, search_folders
 from runtime.embeddings import add_embedding_arguments, embedding_settings
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, RequestError, one_line
 from runtime.fields import Fields
-from runtime.image import METADATA_KEY, UInt8, check_writable
+from runtime.image import FORMATS, UInt8, carried_by, check_writable, encode_image
 from runtime.loading import load
 from runtime.model_plan import plan_sha256
 from runtime.pipeline import Pipeline
@@ -50,6 +51,7 @@ class Carried:
 
     Attributes:
         pixels: uint8 (H, W, C).
+        kind: Pillow's name of the file's format.
         bundle, bundle_sha256: the model's name, and its manifest's hash.
         low_memory: whether large pictures were decoded in tiles.
         condition: prompts or label.
@@ -60,6 +62,7 @@ class Carried:
     """
 
     pixels: UInt8
+    kind: str
     bundle: str
     bundle_sha256: str | None
     low_memory: bool
@@ -73,7 +76,7 @@ class Carried:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=replay)
-    parser.add_argument("picture", type=Path, help="a PNG that this program drew")
+    parser.add_argument("picture", type=Path, help="a picture that this program drew")
     parser.add_argument("--model", help="a bundle's folder or name, instead of the name that the picture carries")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture it began at, if it began at one")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="the mask it was drawn with, if it was given one")
@@ -102,7 +105,7 @@ def replay(arguments: argparse.Namespace) -> int:
     result = draw_again(pipeline, carried, arguments)
     if arguments.output is not None:
         result.save(arguments.output, arguments.overwrite)
-    same, verdict = compare(carried.pixels, result.images[0])
+    same, verdict = compare(carried.pixels, as_kept(result.images[0], carried.kind))
     print(f"{arguments.picture}: {verdict}")
     return 0 if same else 1
 
@@ -180,34 +183,34 @@ def read_carried(path: Path) -> Carried:
     """Read a picture and what it carries; sizes are looked at before anything is decoded.
 
     Raises:
-        RequestError: no PNG, one that is too large, or one that carries nothing of this program's, or a sheet.
+        RequestError: no picture, one that is too large, one that carries nothing of this program's, a sheet, or frames.
     """
-    if path.suffix.lower() in MAX_SIDES:
-        raise RequestError(f"{path} is no PNG; only these are replayed, and frames are drawn again by their command")
-    with opened(path, ("PNG",)) as picture, reading(str(path)):
+    if path.suffix.lower() == ".gif":
+        raise RequestError(f"{path} is a moving picture; its frames are drawn again by their command")
+    with opened(path, tuple(dict.fromkeys(FORMATS.values()))) as picture, reading(str(path)):
         picture.load()
-        text = picture.info.get(METADATA_KEY)
-        pixels = np.asarray(picture)
-    if not isinstance(text, str):
-        raise RequestError(f"{path} does not say what made it; only PNGs of this program do, as it wrote them")
+        text, kind = carried_by(picture), str(picture.format)
+        pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    if text is None:
+        raise RequestError(f"{path} does not say what made it; only pictures of this program do, as it wrote them")
     try:
         if len(text) > MAX_METADATA:
             raise BundleError(f"{path} carries {len(text)} characters; at most {MAX_METADATA}")
-        return understood(pixels if pixels.ndim == 3 else pixels[..., None], json.loads(text), str(path))
+        return understood(pixels if pixels.ndim == 3 else pixels[..., None], kind, json.loads(text), str(path))
     except (ValueError, RecursionError, BundleError) as error:
         raise RequestError(f"{path} carries nothing that can be drawn again ({one_line(error)})") from error
 
 
-def understood(pixels: UInt8, value: object, where: str) -> Carried:
+def understood(pixels: UInt8, kind: str, value: object, where: str) -> Carried:
     """What ``Result.metadata_of`` wrote.
 
     Raises:
         BundleError: something is missing, mistyped or left over.
     """
     fields = Fields(value, where)
-    if "seeds" in fields.left:
+    if fields.left.keys() & {"seeds", "pictures"}:
         raise BundleError("it is a sheet; draw its pictures one by one")
-    if "share" in fields.left:
+    if fields.left.keys() & {"share", "frames"}:
         raise BundleError("it is a frame between two pictures; draw the frames again")
     bundle, sha256 = fields.take("bundle", str), fields.take("bundle_sha256", str, type(None))
     if not re.fullmatch(PLAIN_NAME, bundle):
@@ -238,7 +241,7 @@ def understood(pixels: UInt8, value: object, where: str) -> Carried:
         settings |= {"negative_prompt": text["negative_prompt"]}
         settings |= {name: fields.count(name, least=0) for name in OF_TEXT[2:]}
     fields.finish()
-    return Carried(pixels, bundle, sha256, low_memory, condition, settings, embeddings, **given)
+    return Carried(pixels, kind, bundle, sha256, low_memory, condition, settings, embeddings, **given)
 
 
 def embedding(fields: Fields) -> dict[str, Any]:
@@ -257,6 +260,14 @@ def plan_options(fields: Fields) -> dict[str, Any]:
     if options.keys() - SAMPLER_OPTIONS:
         raise BundleError(f"{fields.where}: no sampler has an option {min(options.keys() - SAMPLER_OPTIONS)!r}")
     return options
+
+
+def as_kept(image: UInt8, kind: str) -> UInt8:
+    """A new picture, uint8 (H, W, C), as a file of a format gives it back: WebP and JPEG lose some of it."""
+    suffix = next(each for each, name in FORMATS.items() if name == kind)
+    with Image.open(io.BytesIO(encode_image(image, suffix))) as picture:
+        pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def compare(before: UInt8, after: UInt8) -> tuple[bool, str]:

@@ -38,7 +38,7 @@ class Result:
     metadata: dict[str, Any]
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> list[Path]:
-        """Write one file, or for several images ``name-1.png``, ``name-2.png`` ...; each PNG carries its own metadata.
+        """Write one file, or for several images ``name-1.png``, ``name-2.png`` ...; each carries its own metadata.
 
         Raises:
             RequestError: unknown suffix, missing folder, or a file that exists.
@@ -50,7 +50,7 @@ class Result:
         return paths
 
     def encoded(self, k: int, suffix: str) -> bytes:
-        """Image k as the bytes of a file; a PNG carries its own metadata.
+        """Image k as the bytes of a file, which carries its own metadata.
 
         Raises:
             RequestError: the format cannot hold the picture.
@@ -65,6 +65,8 @@ class Result:
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None, overwrite: bool = False) -> Path:
         """Write all images on one sheet; without ``columns`` it is about as wide as high.
 
+        The web interfaces read in it what made its first image, as in sheets of their own.
+
         Raises:
             RequestError: unknown suffix, missing folder, or a file that exists.
         """
@@ -77,7 +79,7 @@ class Result:
         check_size(base.suffix.lower(), *grid_size(count, width, height, columns))
         sheet = make_grid(self.images, columns)
         own = self.metadata | {"seeds": list(self.seeds), "conditions": [dict(each) for each in self.conditions]}
-        write_file(base, encode_image(sheet, base.suffix.lower(), own))
+        write_file(base, encode_image(sheet, base.suffix.lower(), own, parameters(self.metadata_of(0))))
         return base
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from runtime import Cancelled, CancelToken, interpolate, load
 from runtime.__main__ import main
-from runtime.animation import IMAGE_DESCRIPTION, durations
+from runtime.animation import durations
 from runtime.errors import RequestError
-from runtime.image import METADATA_KEY
+from runtime.image import carried_by
 from runtime.noise import noise_generator
 from runtime.pipeline import Pipeline
 from runtime.variation import slerp
@@ -151,7 +151,7 @@ def test_moving_pictures(kind: str, suffix: str, request: pytest.FixtureRequest)
             moving.load()
             assert moving.info["duration"] == 100
             shown.append(np.asarray(moving.convert("RGB")))
-        kept = moving.info.get("comment") or moving.getexif()[IMAGE_DESCRIPTION].removeprefix(f"{METADATA_KEY}: ")
+        kept = moving.info.get("comment") or carried_by(moving)
     exact = np.broadcast_to(frames.images, (*frames.images.shape[:3], 3))
     assert np.abs(np.array(shown).astype(int) - exact).max() <= (0 if suffix == ".webp" or kind == "classes" else 8)
     made = json.loads(kept)

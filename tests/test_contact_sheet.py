@@ -3,6 +3,7 @@ continued."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageFont
 
 from runtime.__main__ import main
 from runtime.contact_sheet import GAP, LINE, LINES, SIDE, contact_sheet, fitted, wrapped
+from runtime.image import carried_by
 
 
 @pytest.fixture
@@ -44,6 +46,8 @@ def test_a_list_is_shown_with_its_words(model: str, kind: str, capsys: pytest.Ca
                 np.testing.assert_array_equal(picture, np.asarray(fitted(drawn.convert("RGB"))))
             assert paper.min() < 100  # words are written there
         assert np.asarray(sheet).shape[0] == GAP + SIDE + GAP + LINES * LINE
+        made = json.loads(carried_by(sheet) or "")["pictures"]
+    assert [json.loads(carried_by(Image.open(file)) or "") for file in files] == made
 
 
 def test_pictures_of_any_shape_fit(tmp_path: Path) -> None:
