@@ -69,7 +69,7 @@ def test_a_bundle_is_judged_and_shown(
     words += ["--count", str(COUNT), "--steps", "2"]
     assert main(["evaluate", *words]) == 0
     report = json.loads((out / "evaluation.json").read_text())
-    assert report["vae_psnr_db"] == pytest.approx(psnr_by_hand(mnist_folder), abs=0.05)
+    assert report["vae_psnr_db"]["value"] == pytest.approx(psnr_by_hand(mnist_folder), abs=0.05)
     facts = report["facts"]
     assert facts["all"]["thing"]["count"] == facts["known"]["thing"]["count"] + facts["held out"]["thing"]["count"]
     assert facts["real"].keys() == facts["all"].keys()
@@ -77,7 +77,9 @@ def test_a_bundle_is_judged_and_shown(
         assert trial["without"]["count"] == trial["told"]["count"] == PICTURES
     table = capfd.readouterr().out
     assert f"| thing | {100 * facts['all']['thing']['rate']:.1f} %" in table
-    assert f"{report['vae_psnr_db']:.1f} dB" in table
+    assert f"{report['vae_psnr_db']['value']:.1f} ({report['vae_psnr_db']['low']:.1f} to " in table
+    assert report["bundle"]["defaults"] == json.loads((bundle / "manifest.json").read_text())["defaults"]
+    assert set(report["image_to_image"]) == {"thing", "background", "position", "size", "colour"}
     for name in ("prompts", "wrong", "recoloured", "rebuilt", "neighbours"):
         with Image.open(out / f"{name}.png") as picture:
             assert min(picture.size) >= 28

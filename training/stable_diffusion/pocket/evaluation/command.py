@@ -19,7 +19,7 @@ from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME
 from training.stable_diffusion.pocket.evaluation.drawing import Drawer
 from training.stable_diffusion.pocket.evaluation.images import rebuild, recolour
 from training.stable_diffusion.pocket.evaluation.negatives import run_trials
-from training.stable_diffusion.pocket.evaluation.neighbours import nearest
+from training.stable_diffusion.pocket.evaluation.neighbours import TrainingPictures, nearest
 from training.stable_diffusion.pocket.evaluation.report import Findings, Prompted
 from training.stable_diffusion.pocket.evaluation.requests import draw_requests
 from training.stable_diffusion.pocket.judge import Judge, load_judge
@@ -87,18 +87,20 @@ def main(argv: list[str]) -> int:
     drawer = Drawer(arguments.bundle, arguments.seed, runtime_options(arguments))
     prompted = draw_prompts(drawer, judge, test, arguments.count, folder / "prompts")
     recoloured = recolour(drawer, judge, test, folder / "recoloured")
+    training = TrainingPictures(known)
     findings = Findings(
         prompted,
         run_trials(drawer, judge, folder / "negatives"),
         rebuild(drawer, test, folder / "rebuilt"),
         recoloured,
-        nearest(prompted.pictures, prompted.read, known),
-        nearest(recoloured.real, judge.read(recoloured.real), known),
+        nearest(prompted.pictures, prompted.read, training),
+        nearest(recoloured.real, judge.read(recoloured.real), training),
     )
     findings.write_pictures(folder)
     manifest, name = arguments.bundle / "manifest.json", arguments.bundle.resolve().name
+    defaults = json.loads(manifest.read_bytes())["defaults"]
     facts = {
-        "bundle": {"name": name, "manifest_sha256": file_sha256(manifest)},
+        "bundle": {"name": name, "manifest_sha256": file_sha256(manifest), "defaults": defaults},
         "request": {"count": arguments.count, "seed": arguments.seed, "options": list(drawer.options)},
         "judge": {"file": str(arguments.classifier), "sha256": file_sha256(arguments.classifier)},
     }

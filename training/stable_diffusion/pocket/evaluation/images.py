@@ -14,6 +14,8 @@ from PIL import Image
 from training import atomic
 from training.arrays import UInt8
 from training.classifier.agreement import Proportion
+from training.evaluate.bootstrap import Figure, bootstrap
+from training.evaluate.frechet import Float64
 from training.evaluate.pictures import png
 from training.randomness import array_generator
 from training.stable_diffusion.pocket.captions import Said, noun_phrase, with_background
@@ -23,21 +25,24 @@ from training.stable_diffusion.pocket.render import Picture, render
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import COLOURS, Scene, choice, draw_scene
 
-REBUILT, RECOLOURED = 256, 64
+REBUILT, RECOLOURED = 256, 256
 STRENGTH = 0.6
 INSIDE = 0.5  # alpha from which on a pixel belongs to a thing
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Real pictures and what the VAE makes of them, uint8 (N, 64, 64, 3) both, and how far the things' insides differ.
+    """Real pictures and what the VAE makes of them, and how far the things' insides differ.
 
-    ``psnr`` is 10 log10(255² / mean squared error) in dB, the mean over all pixels of all things.
+    Attributes:
+        real, rebuilt: uint8 (N, 64, 64, 3).
+        psnr: 10 log10(255² / mean squared error) in dB, the mean over all pixels of all things, with the interval that
+            other pictures would have brought it into.
     """
 
     real: UInt8
     rebuilt: UInt8
-    psnr: float
+    psnr: Figure
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Recoloured:
     Attributes:
         real, drawn: before and after.
         prompts: what was asked for.
-        counts: "thing", "background" and "position", which must stay, and "colour", which must become what is asked.
+        counts: "thing", "background", "position" and "size", which must stay, and "colour", which must become what is
+            asked.
     """
 
     real: UInt8
@@ -64,8 +70,17 @@ def rebuild(drawer: Drawer, sources: Sources, folder: Path) -> Rebuilt:
     drawn = drawer.draw([{"prompt": "", "image": str(file), "strength": 0} for file in files], folder)
     real = np.stack([picture.pixels for picture in pictures])
     inside = np.stack([picture.alpha for picture in pictures]) > INSIDE
-    error = np.square(drawn.astype(np.float64) - real)[inside].mean()
-    return Rebuilt(real, drawn, 10 * math.log10(255**2 / error) if error else math.inf)
+    errors = np.square(drawn.astype(np.float64) - real) * inside[..., None]
+    return Rebuilt(real, drawn, psnr(errors.sum((1, 2, 3)), 3 * inside.sum((1, 2)), draws))
+
+
+def psnr(errors: Float64, counts: Float64, draws: np.random.Generator) -> Figure:
+    """In dB, from the sum of squared errors and the number of values of each picture, (N,) both."""
+
+    def decibels(chosen: Float64) -> float:
+        return 10 * math.log10(255**2 * (chosen @ counts) / max(chosen @ errors, 1.0))
+
+    return bootstrap(decibels, (np.zeros(len(errors), np.int64),), draws)
 
 
 def recolour(drawer: Drawer, judge: Judge, sources: Sources, folder: Path) -> Recoloured:
@@ -86,6 +101,7 @@ def recolour(drawer: Drawer, judge: Judge, sources: Sources, folder: Path) -> Re
         "thing": [a.things[0].kind == b.things[0].kind for a, b in pairs],
         "background": [a.background == b.background for a, b in pairs],
         "position": [a.things[0].position == b.things[0].position for a, b in pairs],
+        "size": [a.things[0].size == b.things[0].size for a, b in pairs],
         "colour": [a.things[0].colour == b.things[0].colour for a, b in pairs],
     }
     counts = {name: Proportion(sum(each), len(each)) for name, each in holds.items()}

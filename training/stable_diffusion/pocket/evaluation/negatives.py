@@ -93,7 +93,7 @@ def run_trials(drawer: Drawer, judge: Judge, folder: Path) -> list[Trial]:
     told = read_groups(drawer, judge, lines, folder / "told")
     # Anew, from the same noise as those that are told: of what was chosen for its frequency some was chance.
     untold = read_groups(drawer, judge, [{"prompt": line["prompt"]} for line in lines], folder / "untold")
-    return [
+    trials = [
         Trial(
             prompt,
             attribute,
@@ -104,6 +104,7 @@ def run_trials(drawer: Drawer, judge: Judge, folder: Path) -> list[Trial]:
         )
         for (prompt, attribute, value), before, after in zip(found, untold, told, strict=True)
     ]
+    return [trial for trial in trials if trial.without.rate >= MOSTLY]
 
 
 def read_groups(drawer: Drawer, judge: Judge, lines: Sequence[dict[str, str]], folder: Path) -> list[list[Scene]]:

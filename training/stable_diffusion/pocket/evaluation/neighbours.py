@@ -24,7 +24,6 @@ SIDE = 28
 CUT_SIDE = 38  # pixels of a training picture's thing before it is made SIDE high: as large as a medium one is drawn
 DISTINCT = 40.0  # of 255, in some channel, by which a pixel of a thing differs from the background
 LEAST_PIXELS = 20  # fewer are no thing
-MOST_TRAINING_PICTURES = 2000  # of a kind, the first ones
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,22 @@ class Neighbour:
     distance: float
 
 
-def nearest(pictures: UInt8, scenes: Sequence[Scene], training: Sources) -> list[Neighbour]:
+class TrainingPictures:
+    """All training pictures, by kind, as they are compared."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.framed: dict[str, Float32] = {}
+
+    def of(self, kind: str) -> Float32:
+        """Those of a kind, float32 (N, 28, 28)."""
+        if kind not in self.framed:
+            images = self.sources.images[kind]
+            self.framed[kind] = np.stack([framed(*enlarge(image, kind, CUT_SIDE)) for image in images])
+        return self.framed[kind]
+
+
+def nearest(pictures: UInt8, scenes: Sequence[Scene], training: TrainingPictures) -> list[Neighbour]:
     """The nearest training picture of its kind to each picture of one thing; others are passed over.
 
     Args:
@@ -51,19 +65,16 @@ def nearest(pictures: UInt8, scenes: Sequence[Scene], training: Sources) -> list
         scenes: what they show, (N,).
         training: what the model learned from.
     """
-    known: dict[str, Float32] = {}
     found = []
     for pixels, scene in zip(pictures, scenes, strict=True):
         cut = cut_out(pixels) if len(scene.things) == 1 else None
         if cut is None:
             continue
         kind = scene.things[0].kind
-        if kind not in known:
-            images = training.images[kind][:MOST_TRAINING_PICTURES]
-            known[kind] = np.stack([framed(*enlarge(image, kind, CUT_SIDE)) for image in images])
-        distances = np.sqrt(np.square(known[kind] - cut).mean((1, 2)))
+        known = training.of(kind)
+        distances = np.sqrt(np.square(known - cut).mean((1, 2)))
         best = int(distances.argmin())
-        found.append(Neighbour(kind, cut, known[kind][best], float(distances[best])))
+        found.append(Neighbour(kind, cut, known[best], float(distances[best])))
     return found
 
 

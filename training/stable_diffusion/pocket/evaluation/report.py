@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from PIL import Image
 from training import atomic
 from training.arrays import UInt8
 from training.classifier.agreement import Proportion
+from training.evaluate.bootstrap import Figure, bootstrap
+from training.evaluate.neighbours import median
 from training.evaluate.pictures import png
 from training.stable_diffusion.pocket.evaluation.facts import check, count
 from training.stable_diffusion.pocket.evaluation.images import Rebuilt, Recoloured
@@ -103,13 +104,14 @@ class Findings:
         return {
             "facts": {group: {name: p.to_json() for name, p in facts.items()} for group, facts in groups.items()},
             "negative_prompts": {"told": self.told.to_json(), "trials": trials},
-            "vae_psnr_db": self.rebuilt.psnr if math.isfinite(self.rebuilt.psnr) else None,
+            "vae_psnr_db": self.rebuilt.psnr.to_json(),
             "image_to_image": {name: p.to_json() for name, p in self.recoloured.counts.items()},
             "nearest_training_pictures": {
-                "median_distance": median(self.neighbours) if self.neighbours else None,
-                "median_distance_of_real_test_pictures": median(self.neighbours_of_real)
-                if self.neighbours_of_real
-                else None,
+                name: found.to_json() if found else None
+                for name, found in (
+                    ("median_distance", median_distance(self.neighbours)),
+                    ("median_distance_of_real_test_pictures", median_distance(self.neighbours_of_real)),
+                )
             },
         }
 
@@ -127,10 +129,10 @@ class Findings:
                 "",
                 f"- negative prompts: {len(self.trials)} attributes are shown by half of the pictures or more; "
                 f"{percent(self.without)} show them, and told not to, {percent(self.told)}",
-                f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr:.1f} dB",
+                f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr.in_words(1)} dB",
                 f"- image to image in another colour: {kept}",
-                f"- nearest training pictures: median distance {median(self.neighbours):.3f}, of real test pictures "
-                f"{median(self.neighbours_of_real):.3f}",
+                f"- nearest training pictures: median distance {in_words(median_distance(self.neighbours))}, of real "
+                f"test pictures {in_words(median_distance(self.neighbours_of_real))}",
             ]
         )
 
@@ -148,7 +150,8 @@ class Findings:
         if wrong:
             sheets["wrong"] = sheet(prompted.pictures[wrong], [texts[k] for k in wrong])
         if self.neighbours:
-            shown = [(each.picture, each.nearest) for each in self.neighbours[:NEIGHBOURS_SHOWN]]
+            closest = sorted(self.neighbours, key=lambda each: each.distance)[:NEIGHBOURS_SHOWN]
+            shown = [(each.picture, each.nearest) for each in closest]
             sheets["neighbours"] = rows_of((255 * np.array(shown)[..., None]).astype(np.uint8))
         for name, pixels in sheets.items():
             atomic.write(folder / f"{name}.png", png(Image.fromarray(pixels.squeeze())))
@@ -160,8 +163,17 @@ def percent(proportion: Proportion) -> str:
     return f"{100 * proportion.rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def median(neighbours: Sequence[Neighbour]) -> float:
-    return float(np.median([each.distance for each in neighbours])) if neighbours else float("nan")
+def median_distance(neighbours: Sequence[Neighbour]) -> Figure | None:
+    """With its interval; None of none."""
+    if not neighbours:
+        return None
+    distances = np.array([each.distance for each in neighbours])
+    draws = np.random.default_rng(0)
+    return bootstrap(lambda counts: median(distances, counts), (np.zeros(len(distances), np.int64),), draws)
+
+
+def in_words(figure: Figure | None) -> str:
+    return figure.in_words(3) if figure else ABSENT
 
 
 def rows_of(columns: UInt8, in_a_row: int = 12) -> UInt8:
