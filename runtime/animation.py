@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from runtime.cancel import CancelToken, stoppable
 from runtime.class_to_image import ClassToImage
 from runtime.errors import RequestError

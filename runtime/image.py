@@ -96,8 +96,10 @@ def encode_image(
     """
     check_size(suffix, image.shape[1], image.shape[0])
     made, name = None if metadata is None else json.dumps(metadata, sort_keys=True), FORMATS[suffix]
-    extra = {"pnginfo": text_chunks(made, words)} if name == "PNG" else {"quality": 95, "exif": exif(made, words)}
-    if name == "JPEG" and len(extra["exif"].tobytes()) > MAX_JPEG_EXIF:
+    extra: dict[str, Any] = {"pnginfo": text_chunks(made, words)}
+    if name != "PNG":
+        extra = {"quality": 95, "exif": exif(made, words).tobytes()}
+    if name == "JPEG" and len(extra["exif"]) > MAX_JPEG_EXIF:
         warnings.warn(f"what made the picture is too long for a {suffix} and is left out; .png has it", stacklevel=2)
         del extra["exif"]
     buffer = io.BytesIO()

@@ -170,8 +170,10 @@ def test_what_exists_is_kept_and_nothing_is_left_aside(classes: Pipeline) -> Non
 
 
 def test_a_moving_picture_is_not_replayed(classes: Pipeline, refusal: Callable[..., str]) -> None:
-    interpolate(classes, 0, to=2, frames=2, **ARGUMENTS).save_animation("out.gif")
-    assert "out.gif is no PNG; only these are replayed" in refusal(main, "replay", "out.gif")
+    frames = interpolate(classes, 0, to=2, frames=2, **ARGUMENTS)
+    for name, message in (("out.gif", "is a moving picture"), ("out.webp", "it is a frame between two pictures")):
+        frames.save_animation(name)
+        assert message in refusal(main, "replay", name)
 
 
 def test_the_command_line(models: Path, text: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
