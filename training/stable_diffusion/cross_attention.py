@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.stable_diffusion.layers import attention_weights
-from training.stable_diffusion.transformer import BasicTransformerBlock, Transformer2DModel
+from training.stable_diffusion.transformer import Attention, BasicTransformerBlock, Transformer2DModel
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Recorder:
         """Note the weights of an ``Attention`` that looked from x at the text: (B, N, C), (B, L, D) -> (B, N, C)."""
         x, text = inputs
         query, key = attention.get_submodule("to_q")(x), attention.get_submodule("to_k")(text)
-        weights = attention_weights(query, key, int(attention.num_heads))  # (B, heads, N, L)
+        weights = attention_weights(query, key, cast(Attention, attention).num_heads)  # (B, heads, N, L)
         self.maps.append(AttentionMap(layer, weights.unflatten(2, self.size)))
 
 

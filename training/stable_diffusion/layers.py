@@ -19,8 +19,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, is_caus
 
     Shapes: (B, L, C), (B, S, C), (B, S, C) -> (B, L, C).
     """
-    heads = [split_heads(x, num_heads) for x in (query, key, value)]
-    out = F.scaled_dot_product_attention(*heads, is_causal=is_causal)
+    query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
     return out.transpose(1, 2).flatten(-2)
 
 

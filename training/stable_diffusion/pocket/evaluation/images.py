@@ -78,7 +78,7 @@ def psnr(errors: Float64, counts: Float64, draws: np.random.Generator) -> Figure
     """In dB, from the sum of squared errors and the number of values of each picture, (N,) both."""
 
     def decibels(chosen: Float64) -> float:
-        return 10 * math.log10(255**2 * (chosen @ counts) / max(chosen @ errors, 1.0))
+        return 10 * math.log10(255**2 * float(chosen @ counts) / max(float(chosen @ errors), 1.0))
 
     return bootstrap(decibels, (np.zeros(len(errors), np.int64),), draws)
 
