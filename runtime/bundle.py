@@ -28,7 +28,7 @@ DEFAULT_MODEL = "mnist-paper"
 # A manifest lists weights by name and plans by number; a full-size Stable Diffusion needs about one megabyte.
 MAX_MANIFEST_BYTES = 64 * 2**20
 
-PLAIN_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # of a file in its folder: no separator, and no dot at the start
+PLAIN_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # of a bundle, or a file in it: no separator, and no dot at the start
 
 
 @dataclass(frozen=True)

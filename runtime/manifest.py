@@ -47,8 +47,10 @@ def read_manifest(value: object, folder: Path, sha256: str = "") -> Bundle:
     if version != FORMAT_VERSION:
         raise BundleError(f"{fields.where} has format_version {version}; this program reads {FORMAT_VERSION}")
     name = fields.take("name", str)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise BundleError(f"{fields.where}: name {name!r} may hold letters, digits, '.', '_' and '-' only")
+    if not re.fullmatch(PLAIN_NAME, name):  # hosts make addresses and folders of it
+        raise BundleError(
+            f"{fields.where}: name {name!r} may hold letters, digits, '.', '_' and '-' only, and begin with no '.'"
+        )
     bundle = Bundle(
         folder=folder,
         name=name,

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from runtime.errors import DiffusionError
-from runtime.web_site import Site
+from runtime.web_site import MODELS, Site
 
 ADDRESS = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -29,6 +29,7 @@ PIECE = 2**20
 IDLE_SECONDS = 60  # after which a connection that says nothing is closed
 
 # By suffix, and not by the machine's own table, which may call a module text/plain.
+OCTETS = "application/octet-stream"
 TYPES = {
     "": "text/plain; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -97,7 +98,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.NOT_MODIFIED if known else HTTPStatus.OK)
         self.send_header("ETag", f'"{tag}"')
         if not known:
-            self.send_header("Content-Type", TYPES.get(os.path.splitext(name)[1], "application/octet-stream"))
+            self.send_header("Content-Type", content_type(name))
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command == "GET" and not known:
@@ -159,6 +160,14 @@ class PageServer(ThreadingHTTPServer):
         """Nothing is wrong when a browser has heard enough."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+def content_type(name: str) -> str:
+    """What a browser is to take an address for. A bundle's files are a stranger's, and never a page or a script."""
+    suffix = os.path.splitext(name)[1]
+    if name.startswith(MODELS) and suffix != ".json":
+        return OCTETS
+    return TYPES.get(suffix, OCTETS)
 
 
 def open_plain(path: Path) -> BinaryIO:

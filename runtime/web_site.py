@@ -16,6 +16,7 @@ from runtime.errors import BundleError, DiffusionError
 HOST = Path(__file__).parent / "hosts" / "js"
 SITE = "web/site.json"
 MODULES = "node_modules"
+MODELS = "models/"  # what the addresses of bundles begin with
 MAX_BYTES = 2**30  # of a bundle that is offered without being asked for; a page has 4 GB of memory for everything
 
 
@@ -68,14 +69,14 @@ def models_site(bundles: Sequence[Bundle]) -> dict[str, bytes | Path]:
     for bundle in bundles:
         if not (bundle.folder / MANIFEST).is_file():
             raise BundleError(f"{bundle.folder} has no {MANIFEST}, which the page needs; make a bundle of it")
-        if f"models/{bundle.name}/{MANIFEST}" in site:
+        if f"{MODELS}{bundle.name}/{MANIFEST}" in site:
             raise BundleError(f"two bundles are called {bundle.name}; a page has one of each name")
         manifest = (bundle.folder / MANIFEST).read_bytes()
-        site[f"models/{bundle.name}/{MANIFEST}"] = manifest
+        site[f"{MODELS}{bundle.name}/{MANIFEST}"] = manifest
         for file in bundle.files():
-            site[f"models/{bundle.name}/{file.name}"] = bundle.path(file)
+            site[f"{MODELS}{bundle.name}/{file.name}"] = bundle.path(file)
         if (bundle.folder / CONFORMANCE).is_file():
-            site[f"models/{bundle.name}/{CONFORMANCE}"] = inside(bundle.folder, CONFORMANCE)
+            site[f"{MODELS}{bundle.name}/{CONFORMANCE}"] = inside(bundle.folder, CONFORMANCE)
         listed.append({"name": bundle.name, "sha256": bundle.sha256})
     return site | {"models.json": json.dumps({"models": listed}).encode()}
 

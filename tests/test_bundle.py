@@ -51,6 +51,8 @@ CHANGES: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: m.pop("plans"), "lacks the key 'plans'"),
     (lambda m: m.update(colour="red"), "has unknown keys: colour"),
     (lambda m: m.update(name="../x"), "may hold letters, digits"),
+    (lambda m: m.update(name=".."), "'..' may hold letters, digits, '.', '_' and '-' only, and begin with no '.'"),
+    (lambda m: m.update(name=".x"), "begin with no"),
     (lambda m: m.update(family="gan"), "family is 'gan'; it must be one of"),
     (lambda m: unet(m).update(file="../unet.onnx"), "must be a plain name inside the bundle's folder"),
     (lambda m: unet(m).update(file="/etc/passwd"), "must be a plain name inside the bundle's folder"),

@@ -3,6 +3,7 @@ it: no address leads out of the lists of its files, whatever it contains and wha
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -83,15 +84,24 @@ class Served:
         return Reply(reply.status, reply.headers, body)
 
 
+@contextlib.contextmanager
+def running(server: PageServer) -> Iterator[Served]:
+    """A server that runs until the block ends."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield Served(server)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def served(host: Path, tiny_models: Path) -> Iterator[Served]:
     bundles = [open_bundle(tiny_models / name) for name in ("tiny", "tiny-text")]
-    with PageServer(page_site(host) | models_site(bundles), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield Served(server)
-        server.shutdown()
-        thread.join()
+    with running(PageServer(page_site(host) | models_site(bundles), 0)) as own:
+        yield own
 
 
 @pytest.mark.parametrize(
@@ -165,6 +175,19 @@ def test_nothing_else_is_served(served: Served, target: str) -> None:
     assert reply.status == 404
     assert b"secret" not in reply.body
     assert b"root:" not in reply.body
+
+
+@pytest.mark.parametrize("name", ["evil.html", "evil.js", "evil.svg", "evil.mjs", "evil", "evil.HTML", "evil.css"])
+def test_a_file_of_a_bundle_is_never_a_page_or_a_script(tiny_models: Path, name: str) -> None:
+    folder = tiny_models / "tiny"
+    (folder / "unet.onnx").rename(folder / name)
+    manifest = (folder / "manifest.json").read_text().replace('"unet.onnx"', f'"{name}"')
+    (folder / "manifest.json").write_text(manifest)
+    with running(PageServer(models_site([open_bundle(folder)]), 0)) as served:
+        reply = served.get(f"/models/tiny/{name}")
+        assert (reply.status, reply.headers["Content-Type"]) == (200, "application/octet-stream")
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        assert served.get("/models/tiny/manifest.json").headers["Content-Type"] == "application/json"
 
 
 def test_what_becomes_a_link_after_the_server_began_is_not_followed(served: Served, host: Path) -> None:

@@ -12,7 +12,7 @@ import { checkGraphs } from "./signatures.mjs";
 const FORMAT_VERSION = 1;
 const FAMILIES = ["class-conditional-ddpm", "stable-diffusion-1"];
 const DTYPES = ["float32", "float16", "int64", "int32"];
-const PLAIN_NAME = /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/; // of a file in its folder: no separator, and no dot at the start
+const PLAIN_NAME = /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/; // of a bundle, or a file in it: no separator, and no dot at the start
 const COUNT = 2 ** 16; // of channels, pixels a side, layers, tokens
 
 /** Check a manifest's JSON value against the format; returns its plans, checked, by name. */
@@ -23,8 +23,9 @@ export function readManifest(value, where) {
     throw new BundleError(`${where} has format_version ${version}; this program reads ${FORMAT_VERSION}`);
   }
   const name = fields.take("name", "string");
-  if (!/^[A-Za-z0-9._-]+$/.test(name)) {
-    throw new BundleError(`${where}: name ${quoted(name)} may hold letters, digits, '.', '_' and '-' only`);
+  if (!PLAIN_NAME.test(name)) {
+    const rule = "may hold letters, digits, '.', '_' and '-' only, and begin with no '.'";
+    throw new BundleError(`${where}: name ${quoted(name)} ${rule}`); // hosts make addresses and folders of it
   }
   fields.oneOf("family", FAMILIES);
   fields.nested("provenance", readProvenance);

@@ -33,6 +33,8 @@ const MANIFESTS = [
   [(m) => delete m.format_version, /lacks the key "format_version"/],
   [(m) => (m.colour = "red"), /has unknown keys: "colour"/],
   [(m) => (m.name = "../evil"), /may hold letters, digits/],
+  [(m) => (m.name = ".."), /name "\.\." may hold letters, digits, '\.', '_' and '-' only, and begin with no '\.'/],
+  [(m) => (m.name = ".x"), /begin with no '\.'$/],
   [(m) => (m.family = "stable-diffusion-9"), /family is "stable-diffusion-9"; it must be one of/],
   [(m) => (m.family = "stable-diffusion-1"), /does not go with this conditioning/],
   [(m) => (m.graphs.unet.fp32.file = "../../etc/passwd"), /must be a plain name inside the bundle's folder/],
