@@ -63,7 +63,7 @@ function parsed(words, options) {
 function whole(values, flag, read = Number) {
   const text = values[flag];
   if (text === undefined) return undefined;
-  if (!/^[0-9]{1,20}$/.test(text)) throw new RequestError(`--${flag} is ${shown(text)}; it must be a whole number`);
+  if (!/^[0-9]+$/.test(text)) throw new RequestError(`--${flag} is ${shown(text)}; it must be a whole number`);
   return read(text);
 }
 

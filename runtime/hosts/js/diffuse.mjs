@@ -45,7 +45,14 @@ export async function load(files, ort, options = {}) {
   checkKeys(options, LOAD_OPTIONS, "load");
   const { tokenizer, signal, onProgress, ...where } = options;
   const bundle = await openBundle(files, { signal });
-  const pipeline = await makePipeline(bundle, new Networks(bundle, ort, where), tokenizer, { signal, onProgress });
+  const networks = new Networks(bundle, ort, where);
+  let pipeline;
+  try {
+    pipeline = await makePipeline(bundle, networks, tokenizer, { signal, onProgress });
+  } catch (error) {
+    await networks.release(); // those that were there already
+    throw error;
+  }
   // A function that draws, and has all that the pipeline has.
   return Object.setPrototypeOf((request) => pipeline.draw(request), pipeline);
 }

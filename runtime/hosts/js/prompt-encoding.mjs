@@ -5,6 +5,7 @@
  */
 
 import { concatenated, tensor } from "./tensor.mjs";
+import { turn } from "./turn.mjs";
 
 /**
  * What the U-Net is told of prompts and their negatives: encoder_hidden_states (B, L, D).
@@ -51,7 +52,7 @@ export async function encodePrompts(encode, conditions, guided) {
 export async function encodeChunks(encoder, chunks, clipSkip, dim, signal) {
   const read = [];
   for (const { ids, weights } of chunks) {
-    signal?.throwIfAborted();
+    if (signal) await turn(signal); // of a long prompt there are hundreds
     const { last_hidden_state: states } = await encoder.run({
       input_ids: tensor(BigInt64Array.from(ids, BigInt), [1, ids.length]),
       extra_embeddings: tensor(new Float32Array(dim), [1, dim]), // nobody has learned words here

@@ -75,6 +75,10 @@ const WRONG = [
     ["--model", CLASSES, "--seed", "18446744073709551616", ...OUT],
     /seed is 18446744073709551616; give a whole number from 0/,
   ],
+  [
+    ["--model", CLASSES, "--seed", "123456789012345678901", ...OUT],
+    /seed is 123456789012345678901; give a whole number from 0 to 2\^64 - 1/,
+  ],
   [["--model", CLASSES, "--guidance-scale", "much", ...OUT], /--guidance-scale is "much"; it must be a number/],
   [["--model", CLASSES, "--size", "28", ...OUT], /size "28" must be WIDTHxHEIGHT/],
   [["--model", CLASSES, "--size", "64x64", ...OUT], /draws 28x28 pixels only, not 64x64/],

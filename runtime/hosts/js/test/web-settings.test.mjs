@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { describe } from "../web/description.mjs";
-import { asRequest, checked, fromFragment, toFragment } from "../web/settings.mjs";
+import { asRequest, checked, engineOf, fromFragment, toFragment } from "../web/settings.mjs";
 
 const ddim = (steps) => ({ sampler: "ddim", num_inference_steps: steps, options: {} });
 const karras = (steps) => ({ sampler: "dpmpp_2m", num_inference_steps: steps, options: { sigma_spacing: "karras" } });
@@ -92,13 +92,37 @@ for (const [field, text, line] of [
 }
 
 test("another sampler's steps, another model's class and what is very long are refused in a line", () => {
-  const { steps } = checked({ sampler: "euler", steps: "10" }, CLASSES).problems;
-  assert.equal(steps, "sampler “euler” is none of garments's: ddim, dpmpp_2m_karras");
+  const { settings, problems } = checked({ sampler: "euler", steps: "20" }, CLASSES);
+  assert.deepEqual(problems, { sampler: "sampler “euler” is none of garments's: ddim, dpmpp_2m_karras" });
+  assert.equal(settings.plan, "ddim-20"); // as if no sampler were asked for
   assert.equal(
     checked({ class: "bag" }, TEXT).problems.class,
     "class “bag” says nothing to world, which takes a sentence",
   );
   assert.ok(checked({ seed: "9".repeat(10_000) }, TEXT).problems.seed.length < 200);
+});
+
+test("a sampler without steps has the model's number of steps, or says which it has", () => {
+  assert.equal(checked({ sampler: "dpmpp_2m_karras" }, CLASSES).settings.plan, "dpmpp_2m_karras-10");
+  assert.deepEqual(checked({ sampler: "euler" }, CLASSES).problems, {
+    sampler: "sampler “euler” is none of garments's: ddim, dpmpp_2m_karras",
+  });
+  const few = { ...CLASSES, plans: CLASSES.plans.map((plan) => ({ ...plan, steps: plan.steps + plan.sampler.length })) };
+  assert.deepEqual(checked({ sampler: "dpmpp_2m_karras" }, few).problems, {
+    sampler: "sampler “dpmpp_2m_karras” needs steps, one of 25",
+  });
+  for (const sampler of ["", " "]) {
+    const { settings, problems } = checked({ sampler, steps: "20" }, CLASSES);
+    assert.deepEqual([settings.plan, problems], ["ddim-20", {}]);
+  }
+});
+
+test("an engine that there is not is said, and is what is best", () => {
+  assert.deepEqual(["wasm", "webgpu", "auto"].map((engine) => engineOf({ engine })), ["wasm", "webgpu", "auto"]);
+  assert.deepEqual([{}, { engine: "foo" }, { engine: "" }].map(engineOf), ["auto", "auto", "auto"]);
+  const { settings, problems } = checked({ engine: "foo" }, CLASSES);
+  assert.equal(settings.engine, "auto");
+  assert.deepEqual(problems, { engine: "engine “foo” is none of auto, webgpu, wasm" });
 });
 
 test("a request has what the pipeline is asked, and no more", () => {
