@@ -114,8 +114,7 @@ def mnist_folder() -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium."""
-    playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is in [dev]")
-    with playwright_api.sync_playwright() as playwright:
+    with web_page.playwright_api().sync_playwright() as playwright:
         path = web_page.chromium(playwright.chromium.executable_path)
         launched = playwright.chromium.launch(executable_path=path, timeout=web_page.PATIENCE)
         yield launched
@@ -160,8 +159,10 @@ def open_page(browser: Any) -> Iterator[web_page.Open]:
     """Opens a page in a browser that has never seen it; in the end none may have errors but those that were taken."""
     opened: list[web_page.Opened] = []
 
-    def open_one(url: str, like: web_page.Opened | None = None, **options: Any) -> web_page.Opened:
-        context = like.page.context if like else browser.new_context(**options)
+    def open_one(
+        url: str, like: web_page.Opened | None = None, within: Any = browser, **options: Any
+    ) -> web_page.Opened:
+        context = like.page.context if like else within.new_context(**options)
         page = context.new_page()
         page.set_default_timeout(web_page.PATIENCE)
         own = web_page.Opened(page, [])

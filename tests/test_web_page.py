@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from text_samples import sample_bundle
-from web_page import LEAST_DB, MNIST, PATIENCE, ROOT, Open, Site, pixels, psnr, serving, texts
+from web_page import (
+    LEAST_DB,
+    MNIST,
+    PATIENCE,
+    ROOT,
+    Open,
+    Opened,
+    Site,
+    pixels,
+    playwright_api,
+    psnr,
+    serving,
+    texts,
+)
 
 from runtime import load
 from runtime.__main__ import main
@@ -23,8 +36,7 @@ from runtime.replay import SAME_DB, read_carried
 from runtime.web_server import PageServer
 from runtime.web_site import models_site
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is in [dev]")
-expect = sync_api.expect
+expect = playwright_api().expect
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +48,13 @@ def text_address(page_files: Site) -> Iterator[str]:
     """Where the page is with a small model of text, which is called pocket, too, after that of digits."""
     bundles = [open_bundle(each) for each in (MNIST, sample_bundle())]
     with serving(PageServer(page_files | models_site(bundles), 0)) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def pocket_address(page_files: Site) -> Iterator[str]:
+    """Where the page is with the model of text that the repository has."""
+    with serving(PageServer(page_files | models_site([open_bundle(POCKET)]), 0)) as server:
         yield server.url
 
 
@@ -107,17 +126,15 @@ def test_a_prompt_is_drawn_to_the_picture_of_python(open_page: Open, text_addres
     assert read_carried(path).condition == "a red circle, on white é"
 
 
-@pytest.mark.skipif(not (POCKET / "manifest.json").exists(), reason="models_onnx/pocket is not there")
-def test_the_pocket_model_draws_a_sentence(open_page: Open, page_files: Site, tmp_path: Path) -> None:
+def test_the_pocket_model_draws_a_sentence(open_page: Open, pocket_address: str, tmp_path: Path) -> None:
     prompt = "a red sneaker on a white background"
-    with serving(PageServer(page_files | models_site([open_bundle(POCKET)]), 0)) as server:
-        opened = open_page(f"{server.url}#steps=10&seed=7")
-        opened.wait("^Ready$")
-        opened.page.fill("#prompt", prompt)
-        began = time.monotonic()
-        opened.draw()
-        seconds = time.monotonic() - began
-        path = opened.download(tmp_path)
+    opened = open_page(f"{pocket_address}#steps=10&seed=7")
+    opened.wait("^Ready$")
+    opened.page.fill("#prompt", prompt)
+    began = time.monotonic()
+    opened.draw()
+    seconds = time.monotonic() - began
+    path = opened.download(tmp_path)
     found = psnr(pixels(path), load(POCKET)(prompt, seed=7, num_inference_steps=10).images[0])
     print(f"pocket: {found:.1f} dB, {seconds:.1f} s from click to picture; no bound, since a busy machine takes longer")
     assert found >= LEAST_DB
@@ -144,8 +161,45 @@ def test_what_is_drawn_can_be_stopped_and_begun_again(open_page: Open, address: 
         opened.wait("^Cancelled$")
         expect(page.locator("#cancel")).to_be_hidden()
         assert not page.get_attribute("#draw", "aria-disabled")
+    assert page.get_attribute("#download", "aria-disabled")  # nothing was finished
     page.select_option("#steps", label="4")
     opened.draw()
+
+
+def test_what_is_saved_is_the_picture_that_is_shown(open_page: Open, address: str, tmp_path: Path) -> None:
+    """One that was stopped makes way for the one before, which meanwhile can neither be saved nor gone back to."""
+    opened = open_page(f"{address}#model=mnist-paper&class=1&steps=4&seed=1")
+    page = opened.page
+    opened.draw()
+    first, looks = opened.download(tmp_path / "first"), page.evaluate(LOOKS)
+    page.click("#classes label:nth-child(9)")
+    page.select_option("#steps", label="50")
+    page.click("#draw")
+    expect(page.locator("#detail")).to_have_text(re.compile("^step [3-9]"), timeout=PATIENCE)
+    for button in ("#download", "#share", "#check", "#forget", "#shelf button"):
+        assert page.get_attribute(button, "aria-disabled") == "true"
+    assert page.evaluate(LOOKS) != looks
+    page.click("#cancel")
+    opened.wait("^Cancelled$")
+    assert page.evaluate(LOOKS) == looks
+    assert page.get_attribute("#picture", "aria-label") == "1 (mnist-paper)"
+    assert page.input_value("#film") == "4"
+    for button in ("#download", "#share", "#check", "#forget", "#shelf button"):
+        assert page.get_attribute(button, "aria-disabled") is None
+    assert opened.download(tmp_path / "again").read_bytes() == first.read_bytes()
+
+
+LOOKS = "document.getElementById('picture').toDataURL()"
+
+
+def test_a_picture_that_cannot_be_saved_is_said(open_page: Open, address: str) -> None:
+    opened = open_page(f"{address}#model=tiny")
+    opened.draw()
+    opened.page.evaluate(
+        "() => { window.CompressionStream = class { constructor() { throw new Error('no room'); } }; }"
+    )
+    opened.page.click("#download")
+    expect(opened.page.locator("#problem")).to_have_text("The picture cannot be saved: no room")
 
 
 def test_a_picture_asked_for_too_early_is_drawn_as_soon_as_it_can_be(open_page: Open, address: str) -> None:
@@ -154,55 +208,95 @@ def test_a_picture_asked_for_too_early_is_drawn_as_soon_as_it_can_be(open_page: 
     opened.draw()
 
 
-def test_it_works_with_the_keyboard_alone(open_page: Open, address: str, tmp_path: Path) -> None:
-    opened = open_page(f"{address}#model=mnist-paper&steps=4&seed=2")
-    page = opened.page
-    opened.wait("^Ready$")
+class Keyboard:
+    """A page that is used without a mouse."""
 
-    def tab_to(selector: str) -> None:
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
-                return
+    def __init__(self, opened: Opened) -> None:
+        self.page = opened.page
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def tab_to(self, selector: str) -> None:
+        """Go on until that has the focus, which has to be seen."""
+        for _ in range(80):
+            self.press("Tab")
+            if self.page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return self.assert_focus_is_seen()
         raise AssertionError(f"Tab does not come to {selector}")
 
-    def assert_focus_is_seen() -> None:
-        style = page.evaluate(
+    def assert_focus_is_seen(self) -> None:
+        style, width = self.page.evaluate(
             "() => { const e = document.activeElement, s = e.matches('[type=radio]') ? e.nextElementSibling : e;"
             " const { outlineStyle, outlineWidth } = getComputedStyle(s); return [outlineStyle, outlineWidth]; }"
         )
-        assert style[0] != "none"
-        assert float(style[1].removesuffix("px")) >= 2
+        assert style != "none"
+        assert float(width.removesuffix("px")) >= 2
 
-    tab_to("#classes input")
-    assert_focus_is_seen()
-    for _ in range(4):
-        page.keyboard.press("ArrowRight")
-    assert_focus_is_seen()
-    tab_to("#draw")
-    assert_focus_is_seen()
-    page.keyboard.press("Enter")
+    def download(self, path: Path) -> np.ndarray:
+        """Save the picture; its pixels."""
+        self.tab_to("#download")
+        with self.page.expect_download() as downloading:
+            self.press("Enter")
+        downloading.value.save_as(path)
+        return pixels(path)
+
+
+def test_it_works_with_the_keyboard_alone(open_page: Open, address: str, tmp_path: Path) -> None:
+    opened = open_page(f"{address}#model=mnist-paper&steps=4&seed=2")
+    page, keyboard = opened.page, Keyboard(opened)
+    opened.wait("^Ready$")
+    keyboard.tab_to("#classes input")
+    keyboard.press(*["ArrowRight"] * 4)
+    keyboard.assert_focus_is_seen()
+    keyboard.tab_to("#draw")
+    keyboard.press("Enter")
     opened.wait("^Drawn in .*: 4 ")
-    tab_to("#film")
-    page.keyboard.press("Home")
+    keyboard.tab_to("#film")
+    keyboard.press("Home")
     assert page.inner_text("#film-step") == "1 / 4"
-    tab_to("#download")
-    assert_focus_is_seen()
-    with page.expect_download() as downloading:
-        page.keyboard.press("Enter")
-    downloading.value.save_as(tmp_path / "four.png")
-    assert psnr(pixels(tmp_path / "four.png"), load(MNIST)(4, seed=2, num_inference_steps=4).images[0][..., 0]) >= 45
-    tab_to("#dice")
-    page.keyboard.press("Space")
+    expected = load(MNIST)(4, seed=2, num_inference_steps=4).images[0][..., 0]
+    assert psnr(keyboard.download(tmp_path / "four.png"), expected) >= LEAST_DB
+    keyboard.tab_to("#dice")
+    keyboard.press("Space")
     assert page.input_value("#seed") != "2"
-    tab_to("#shelf button")
-    page.keyboard.press("Enter")
+    keyboard.tab_to("#shelf button")
+    keyboard.press("Enter")
     assert page.input_value("#seed") == "2"
 
 
-def test_a_phone_has_room_for_it(open_page: Open, address: str) -> None:
+def test_a_sentence_is_written_and_drawn_with_the_keyboard_alone(
+    open_page: Open, pocket_address: str, tmp_path: Path
+) -> None:
+    opened = open_page(f"{pocket_address}#steps=4&seed=2")
+    page, keyboard = opened.page, Keyboard(opened)
+    opened.wait("^Ready$")
+    keyboard.tab_to("#prompt")
+    keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("a blue")
+    keyboard.tab_to("#words summary")
+    keyboard.press("Enter")
+    keyboard.tab_to("#known-words button")
+    word = page.evaluate("document.activeElement.textContent")
+    keyboard.press("Enter")
+    keyboard.tab_to("#negative-part summary")
+    keyboard.press("Enter")
+    keyboard.tab_to("#negative")
+    page.keyboard.type("red")
+    keyboard.tab_to("#draw")
+    keyboard.press("Enter")
+    opened.wait(f"^Drawn in .*: a blue {word}, seed 2$")
+    expected = load(POCKET)(f"a blue {word}", negative_prompt="red", seed=2, num_inference_steps=4).images[0]
+    assert psnr(keyboard.download(tmp_path / "blue.png"), expected) >= LEAST_DB
+
+
+@pytest.mark.parametrize(
+    ("where", "link"), [("address", "#model=mnist-paper&class=8&steps=4&seed=1"), ("pocket_address", "#steps=4&seed=1")]
+)
+def test_a_phone_has_room_for_it(open_page: Open, request: pytest.FixtureRequest, where: str, link: str) -> None:
     options = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-    opened = open_page(f"{address}#model=mnist-paper&class=8&steps=4&seed=1", **options)
+    opened = open_page(request.getfixturevalue(where) + link, **options)
     page = opened.page
     opened.wait("^Ready$")
     page.tap("#draw")
@@ -216,6 +310,13 @@ def test_a_phone_has_room_for_it(open_page: Open, address: str) -> None:
     width = page.locator("#picture").bounding_box()["width"]
     assert 200 < width <= 360
     assert page.evaluate("getComputedStyle(document.getElementById('picture')).imageRendering") == "pixelated"
+    for summary in page.locator("summary:visible").all():
+        summary.tap()
+    if where == "pocket_address":
+        page.fill("#prompt", "a red sneaker " + "very" * 200)  # which says itself again below the picture
+        page.tap("#draw")
+        opened.wait("^Drawn in .*veryvery")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def contrast(first: str, second: str) -> float:
@@ -240,7 +341,11 @@ def test_it_can_be_read_in_light_and_in_dark(open_page: Open, address: str, sche
       const chosen = document.querySelector("#classes input:checked + span"), draw = document.getElementById("draw");
       return [[of(document.body, "color"), of(document.body, "backgroundColor")],
         [of(document.body, "color"), of(ask, "backgroundColor")], [of(hint, "color"), of(ask, "backgroundColor")],
-        [of(chosen, "color"), of(chosen, "backgroundColor")], [of(draw, "color"), of(draw, "backgroundColor")]];
+        [of(chosen, "color"), of(chosen, "backgroundColor")], [of(draw, "color"), of(draw, "backgroundColor")],
+        [of(document.querySelector(".problem"), "color"), of(ask, "backgroundColor")],
+        [of(document.querySelector("#problem"), "color"), of(document.querySelector("#problem"), "backgroundColor")],
+        [of(document.querySelector("#notices"), "color"), of(document.querySelector("#notices"), "backgroundColor")],
+        [of(document.querySelector("[aria-disabled=true]"), "color"), of(ask, "backgroundColor")]];
     }""")
     assert [pair for pair in colours if contrast(*pair) < 4.5] == []
     background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -275,14 +380,18 @@ def test_a_link_has_all_that_a_picture_is_made_of(open_page: Open, text_address:
 
 
 def test_what_a_link_asks_for_and_cannot_have_is_said(open_page: Open, address: str) -> None:
-    opened = open_page(f"{address}#model=mnist-paper&class=zebra&steps=0&seed=abc&guidance=much")
+    opened = open_page(
+        f"{address}#model=mnist-paper&class=zebra&steps=0&seed=abc&guidance=much&engine=foo&sampler=heun"
+    )
     opened.wait("^Ready$")
     told = opened.page.locator("#notices li").all_inner_texts()
-    assert len(told) == 4
+    assert len(told) == 6
     for words in (
         "class “zebra” is none of",
         "steps “0” is none of mnist-paper's: 4, 6, 8, 10,",
         "seed “abc” must be a",
+        "engine “foo” is none of auto, webgpu, wasm",
+        "sampler “heun” is none of mnist-paper's: ddim",
     ):
         assert any(words in line for line in told), told
     opened.draw()
@@ -290,6 +399,21 @@ def test_what_a_link_asks_for_and_cannot_have_is_said(open_page: Open, address: 
     other.wait("^Ready$")
     assert "no model “nobody” here" in other.page.inner_text("#notices")
     assert other.page.locator("#model option:checked").inner_text() == "mnist-paper"
+
+
+def test_the_address_follows_the_form(open_page: Open, address: str) -> None:
+    opened = open_page(f"{address}#model=mnist-paper&class=7&seed=abc")
+    page = opened.page
+    opened.wait("^Ready$")
+    assert page.locator("#notices li").count() == 1
+    page.select_option("#model", label="tiny")
+    opened.wait("^Ready$")
+    expect(page).to_have_url(re.compile("#model=tiny&class=cat&steps=10&guidance=2&seed=[0-9]+$"))
+    assert page.locator("#notices li").count() == 0  # that was another link
+    seed = page.input_value("#seed")
+    page.reload()
+    opened.wait("^Ready$")
+    assert (page.locator("#model option:checked").inner_text(), page.input_value("#seed")) == ("tiny", seed)
 
 
 @pytest.mark.parametrize(

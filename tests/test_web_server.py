@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 import tiny_text_bundle
 from conftest import Refusal
+from web_page import needed
 
 from runtime.__main__ import main
 from runtime.bundle import open_bundle
@@ -347,6 +348,17 @@ def test_ctrl_c_ends_it_without_a_complaint(host: Path, models: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest, error = process.communicate(timeout=60)
     assert (process.returncode, rest, error) == (0, "\n", "")
+
+
+def test_in_ci_what_the_tests_of_the_page_need_may_not_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no browser"):
+        needed(None, "there is no browser")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no browser"):
+        needed(None, "there is no browser")
+    assert needed("one", "there is no browser") == "one"
+    assert '\nexport CI="${CI:-true}"\n' in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_page_says_the_same_policy_for_hosts_that_set_no_headers() -> None:

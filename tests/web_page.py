@@ -24,15 +24,25 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 PATIENCE = 240_000  # milliseconds, for machines that are busy with something else
 LEAST_DB = 45.0  # of a picture beside Python's
 Site = dict[str, bytes | Path]
+Needed = TypeVar("Needed")
 
 
-def needed(what: str | None, otherwise: str) -> str:
+def needed(what: Needed | None, otherwise: str) -> Needed:
     """What a test cannot do without: where it is missing the test is skipped, and in continuous integration fails."""
     if what is None and os.environ.get("CI"):
         pytest.fail(otherwise, pytrace=False)
     if what is None:
-        pytest.skip(otherwise)
+        pytest.skip(otherwise, allow_module_level=True)
     return what
+
+
+def playwright_api() -> Any:
+    """What drives the browser."""
+    try:
+        from playwright import sync_api  # most tests need no browser
+    except ImportError:
+        sync_api = None
+    return needed(sync_api, "there is no playwright, which drives the browser; it is in [dev]")
 
 
 def chromium(playwrights_own: str) -> str:
@@ -78,9 +88,7 @@ class Opened(NamedTuple):
 
     def wait(self, status: str) -> None:
         """Wait until the page says that."""
-        from playwright.sync_api import expect  # most tests need no browser
-
-        expect(self.page.locator("#status")).to_have_text(re.compile(status), timeout=PATIENCE)
+        playwright_api().expect(self.page.locator("#status")).to_have_text(re.compile(status), timeout=PATIENCE)
 
     def draw(self) -> None:
         """Have the picture drawn that the form asks for."""

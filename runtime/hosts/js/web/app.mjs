@@ -1,15 +1,16 @@
 /** The page: what its controls do, and what it shows of what the worker says. */
 
+import { oneLine } from "../errors.mjs";
 import { remember } from "./address.mjs";
 import { Drawer } from "./drawer.mjs";
-import { clearProblem, disable, enable, fill, listen, offer, read, showProblems } from "./form.mjs";
+import { allow, clearProblem, fill, listen, offer, read, showProblems } from "./form.mjs";
 import { offered } from "./model-files.mjs";
 import { keepForOffline } from "./offline.mjs";
 import { download, shareLink } from "./give-away.mjs";
-import { asRequest, checked, fromFragment, inWords, newSeed, toFragment } from "./settings.mjs";
+import { asRequest, checked, engineOf, fromFragment, inWords, newSeed, toFragment } from "./settings.mjs";
 import { Shelf } from "./shelf.mjs";
 import { Stage } from "./stage.mjs";
-import { doing, drawnOn, inSeconds, loadingInWords, nothingWrong, notice, notices, wrong } from "./status.mjs";
+import { doing, drawnOn, inSeconds, loadingInWords, nothingWrong, notice, notices, short, wrong } from "./status.mjs";
 
 const element = (id) => document.getElementById(id);
 
@@ -29,7 +30,7 @@ let description = null; // of it, from when its manifest is there
 let asked = {}; // of it, by a link, until then
 let ready = false; // whether it can draw
 let task = null; // what it does, or will as soon as it can: { kind: "draw" or "check", begun, ... }
-let shown = null; // the picture that is looked at, as the shelf has it
+let shown = null; // the last finished picture that was looked at, as the shelf has it
 
 // What the worker says.
 
@@ -38,19 +39,21 @@ const HEARD = {
     description = told.description;
     offer(description);
     use(asked);
-    enable("draw", "another", "share");
+    allowWhatCanBeDone();
+    remember(fragmentOfForm);
   },
 
   loading(progress) {
     doing(...loadingInWords(model.name, progress));
   },
 
-  ready({ engine, gpu }) {
+  ready({ engine, gpu, files, kept }) {
     ready = true;
     element("about-engine").textContent = drawnOn(engine);
     element("engine-part").hidden = !gpu;
     for (const id of ["check", "forget"]) element(id).hidden = false;
-    void keepForOffline((line) => (element("about-offline").textContent = line));
+    allowWhatCanBeDone();
+    void keepForOffline({ files, kept }, (line) => (element("about-offline").textContent = line));
     if (task) beginDrawing();
     else doing("Ready");
   },
@@ -65,11 +68,10 @@ const HEARD = {
 
   drawn({ picture, warnings, seconds }) {
     const { settings } = task;
-    ended();
     stage.finish(picture);
     shown = { picture, steps: stage.steps, settings, description, about: inWords(settings, description) };
     shelf.add(shown);
-    enable("download");
+    ended();
     for (const line of warnings) notice(line);
     doing(`Drawn in ${inSeconds(seconds)}: ${shown.about.slice(0, 200)}, seed ${picture.seed}`);
   },
@@ -83,7 +85,8 @@ const HEARD = {
     const { outcomes } = task;
     const failed = outcomes.filter(({ passed }) => !passed);
     ended();
-    notices(failed.map((each) => `${each.case} is off by ${each.difference}, where ${each.tolerance} is allowed.`));
+    const off = ({ difference, tolerance }) => `off by ${short(difference)}, where ${short(tolerance)} is allowed`;
+    notices(failed.map((each) => `${each.case} is ${off(each)}.`));
     doing(
       `Checked: ${outcomes.length - failed.length} of ${outcomes.length} cases of ${model.name} pass in this browser`,
     );
@@ -91,7 +94,7 @@ const HEARD = {
 
   cancelled() {
     if (!task) return;
-    ended();
+    brokenOff();
     doing("Cancelled");
   },
 
@@ -101,7 +104,7 @@ const HEARD = {
 
   failed({ message }) {
     if (!ready) noModel();
-    ended();
+    brokenOff();
     doing(ready ? "That went wrong" : "The model is not there");
     wrong(message, !ready);
   },
@@ -131,9 +134,16 @@ element("cancel").addEventListener("click", cancel);
 element("retry").addEventListener("click", () => (model ? open(model, asked) : begin()));
 element("forget").addEventListener("click", () => ready && !task && drawer.forget());
 element("check").addEventListener("click", check);
-element("download").addEventListener("click", () => shown && download(shown.picture));
+element("download").addEventListener("click", async () => {
+  if (!shown || task) return;
+  try {
+    await download(shown.picture);
+  } catch (error) {
+    wrong(`The picture cannot be saved: ${oneLine(error)}`);
+  }
+});
 element("share").addEventListener("click", async () => {
-  if (!description) return;
+  if (!description || task) return;
   const { settings } = shown ?? checked(read(description), description);
   doing(await shareLink(toFragment(settings, shown?.description ?? description)));
 });
@@ -143,9 +153,11 @@ document.addEventListener("keydown", ({ key }) => {
 addEventListener("hashchange", () => followLink(location.hash));
 
 function changed(control) {
-  if (control.id === "model") open(models[control.selectedIndex], settingsInForm());
-  else if (control.id === "engine") open(model, settingsInForm());
-  else if (description) remember(fragmentOfForm);
+  const { id } = control;
+  if (id === "model" || id === "engine") {
+    notices([]);
+    open(models[element("model").selectedIndex], settingsInForm());
+  } else if (description) remember(fragmentOfForm);
   else if (LASTING.includes(control.id)) asked[control.id] = control.value;
 }
 
@@ -202,7 +214,7 @@ function check() {
 function busyWith(wanted) {
   task = wanted;
   element("cancel").hidden = false;
-  disable("draw", "another");
+  allowWhatCanBeDone();
 }
 
 function cancel() {
@@ -210,12 +222,34 @@ function cancel() {
   else ended();
 }
 
+/** What was being done is not finished; a picture makes way for the one before, which can be saved. */
+function brokenOff() {
+  const unfinished = task?.kind === "draw" && task.begun;
+  ended();
+  if (unfinished && shown) show(shown);
+}
+
 /** Nothing is being done any more; whoever stood on the button that ended it goes on. */
 function ended() {
   task = null;
-  if (description) enable("draw", "another");
+  allowWhatCanBeDone();
   if (document.activeElement === element("cancel")) element("draw").focus();
   element("cancel").hidden = true;
+}
+
+/** Have every button say whether it does something now. */
+function allowWhatCanBeDone() {
+  allow(description && !task, element("draw"), element("another"), element("share"));
+  allow(shown && !task, element("download"));
+  allow(ready && !task, element("check"), element("forget"));
+  shelf.allow(!task);
+}
+
+/** Show a finished picture, and how it came about. */
+function show(entry) {
+  shown = entry;
+  stage.begin(entry.picture, entry.about);
+  stage.finish(entry.picture, entry.steps);
 }
 
 // Models, and links to pictures of them.
@@ -226,19 +260,18 @@ function open(chosen, link) {
   asked = link;
   ready = false;
   description = null;
-  ended();
-  disable("draw", "another", "share");
+  brokenOff();
   nothingWrong();
   element("model").selectedIndex = models.indexOf(model);
+  element("engine").value = engineOf(link);
   doing(`Reading ${model.name}`, "", null);
-  drawer.open(model, link.engine ?? element("engine").value);
+  drawer.open(model, engineOf(link));
 }
 
 /** The model cannot be had; what stands in the form is kept for when it can. */
 function noModel() {
   if (description) asked = read(description);
   description = null;
-  disable("draw", "another");
 }
 
 /** Put what a link asks for into the form, and say what of it cannot be. */
@@ -258,15 +291,13 @@ function followLink(fragment) {
     notice(`There is no model “${link.model.slice(0, 40)}” here, only ${names}. ${models[0].name} is taken instead.`);
   }
   const wanted = named ?? models[0];
-  if (wanted === model && description && (link.engine ?? "auto") === element("engine").value) use(link);
+  if (wanted === model && description && engineOf(link) === element("engine").value) use(link);
   else open(wanted, link);
 }
 
 function goBackTo(entry) {
   if (task) return false;
-  shown = entry;
-  stage.begin(entry.picture, entry.about);
-  stage.finish(entry.picture, entry.steps);
+  show(entry);
   const fragment = toFragment(entry.settings, entry.description);
   history.replaceState(null, "", fragment);
   followLink(fragment);

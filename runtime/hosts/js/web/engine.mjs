@@ -4,7 +4,8 @@
  * Both lie beside the page, as the npm package has them, and only the one that is used is fetched.
  */
 
-import { fetched, whole } from "./fetched.mjs";
+import { EngineError } from "../errors.mjs";
+import { FetchError, fetched, whole } from "./fetched.mjs";
 
 const MAX_THREADS = 8; // more wait for each other longer than they compute, in networks that fit into a page
 const MAX_BYTES = 2 ** 27;
@@ -26,8 +27,9 @@ async function hasGpu() {
  * The engines to try, best first, and whether there is a graphics card to choose.
  *
  * @param wanted "wasm", "webgpu", which is tried whatever the browser says of it, or "auto".
- * @returns `{ found, gpu }`: `found` are `{ inWords, executionProviders, doubtful, threads, open }`, of which `open`
- *   resolves to an ONNX Runtime for `load`, and `doubtful` are those that have to prove themselves.
+ * @returns `{ found, gpu }`: `found` are `{ inWords, executionProviders, doubtful, threads, files, open }`, of which
+ *   `open` resolves to an ONNX Runtime for `load`, `doubtful` are those that have to prove themselves, and `files` are
+ *   the addresses of what was fetched for it.
  */
 export async function engines(wanted) {
   const gpu = await hasGpu();
@@ -38,6 +40,7 @@ export async function engines(wanted) {
       executionProviders: ["webgpu"],
       doubtful: true,
       threads,
+      files: ["vendor/ort.webgpu.bundle.min.mjs", "vendor/ort-wasm-simd-threaded.asyncify.wasm"],
       open: opener(() => import("../vendor/ort.webgpu.bundle.min.mjs"), "ort-wasm-simd-threaded.asyncify.wasm"),
     });
   }
@@ -46,6 +49,7 @@ export async function engines(wanted) {
     executionProviders: ["wasm"],
     doubtful: false,
     threads,
+    files: ["vendor/ort.wasm.bundle.min.mjs", "vendor/ort-wasm-simd-threaded.wasm"],
     open: opener(() => import("../vendor/ort.wasm.bundle.min.mjs"), "ort-wasm-simd-threaded.wasm"),
   });
   return { found, gpu };
@@ -55,17 +59,20 @@ export async function engines(wanted) {
 function opener(imported, file) {
   return async (signal, onProgress) => {
     const ort = await imported();
-    if (!ort.env.wasm.wasmBinary) {
-      const answer = await fetched(`vendor/${file}`, "the engine", { signal });
-      const total = Number(answer.headers.get("Content-Encoding") ? 0 : answer.headers.get("Content-Length"));
-      const bytes = await whole(answer, {
-        what: "the engine",
-        maxSize: MAX_BYTES,
-        signal,
-        onProgress: (loaded) => onProgress(loaded, total),
-      });
-      ort.env.wasm.wasmBinary = bytes.buffer;
-    }
+    ort.env.wasm.wasmBinary ||= await binary(file, signal, onProgress);
     return ort;
   };
+}
+
+async function binary(file, signal, onProgress) {
+  try {
+    const answer = await fetched(`vendor/${file}`, "the engine", { signal });
+    const total = Number(answer.headers.get("Content-Encoding") ? 0 : answer.headers.get("Content-Length"));
+    const progress = (loaded) => onProgress(loaded, total);
+    const bytes = await whole(answer, { what: "the engine", maxSize: MAX_BYTES, signal, onProgress: progress });
+    return bytes.buffer;
+  } catch (error) {
+    if (!(error instanceof FetchError)) throw error;
+    throw new EngineError(error.message, { cause: error }); // the other one may be there
+  }
 }

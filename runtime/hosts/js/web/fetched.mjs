@@ -5,7 +5,7 @@ import { BundleError } from "../errors.mjs";
 /** Where the page is: the folder of index.html. */
 export const SITE = new URL("../", import.meta.url);
 
-/** A file cannot be had, or is not what it should be; another engine would not help. */
+/** A file cannot be had, or is not what it should be. Of a model's files another engine would take the same. */
 export class FetchError extends BundleError {}
 
 /**

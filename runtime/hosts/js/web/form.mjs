@@ -111,12 +111,10 @@ export function listen(changed, submitted) {
   });
 }
 
-/** Let buttons be pressed. */
-export function enable(...ids) {
-  for (const id of ids) element(id).removeAttribute("aria-disabled");
-}
-
-/** Have buttons say that they do nothing now; they keep the focus that they may have. */
-export function disable(...ids) {
-  for (const id of ids) element(id).setAttribute("aria-disabled", "true");
+/** Let buttons be pressed, or have them say that they do nothing now; they keep the focus that they may have. */
+export function allow(can, ...buttons) {
+  for (const button of buttons) {
+    if (can) button.removeAttribute("aria-disabled");
+    else button.setAttribute("aria-disabled", "true");
+  }
 }

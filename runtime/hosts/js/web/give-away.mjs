@@ -4,6 +4,7 @@ import { encodePng } from "../png.mjs";
 import { pictureTexts } from "../recipe.mjs";
 
 const LONGEST_NAME = 60; // characters
+const LONGEST_SAVE = 60_000; // milliseconds until a browser has asked for the file, which not all do at once
 
 /** Save a picture as a PNG with what made it, as Python writes it; `python -m runtime replay` draws it again. */
 export async function download(picture) {
@@ -12,7 +13,7 @@ export async function download(picture) {
   link.href = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
   link.download = fileName(picture);
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), LONGEST_SAVE);
 }
 
 /** Such as `a-red-sneaker-7.png`. */

@@ -20,7 +20,7 @@ export async function offered() {
   } catch {
     listed = undefined;
   }
-  const isModel = (each) => /^[\w-][\w.-]*$/.test(each?.name) && /^[0-9a-f]{64}$/.test(each.sha256);
+  const isModel = (each) => /^[\w-][\w.-]*$/.test(each?.name ?? "") && /^[0-9a-f]{64}$/.test(each.sha256);
   if (!Array.isArray(listed) || !listed.every(isModel)) throw new FetchError("models.json is no list of models");
   if (!listed.length)
     throw new FetchError("there is no model here; serve one with: python -m runtime web --model BUNDLE");
@@ -36,7 +36,7 @@ export class ModelFiles {
    */
   constructor(model, say) {
     Object.assign(this, { model, say, name: model.name, used: new Set(), manifestBytes: null });
-    this.keep = "caches" in globalThis;
+    this.keep = "caches" in globalThis; // whether this browser does, as far as is known
     this.fetching = false; // whether the file that was asked for last comes from the server
   }
 
@@ -72,26 +72,32 @@ export class ModelFiles {
     return href;
   }
 
+  /** Do something with what is kept. Some browsers have no room, and some keep nothing at all: there it is null. */
+  async withCache(act) {
+    if (!this.keep) return null;
+    try {
+      return await act(await caches.open(CACHE));
+    } catch {
+      this.keep = false;
+      this.say("This browser does not keep the model, for want of room or of leave: it is fetched again next time.");
+      return null;
+    }
+  }
+
   /** A file from before, if it still is what it was. */
   async kept(key, expected) {
-    if (!this.keep) return null;
-    const cache = await caches.open(CACHE);
-    const answer = await cache.match(key);
-    if (!answer) return null;
-    const bytes = new Uint8Array(await answer.arrayBuffer());
-    if ((await sha256(bytes)) === expected) return bytes;
-    await cache.delete(key);
-    return null;
+    return this.withCache(async (cache) => {
+      const answer = await cache.match(key);
+      if (!answer) return null;
+      const bytes = new Uint8Array(await answer.arrayBuffer());
+      if ((await sha256(bytes)) === expected) return bytes;
+      await cache.delete(key);
+      return null;
+    });
   }
 
   async putAway(key, bytes) {
-    if (!this.keep) return;
-    try {
-      await (await caches.open(CACHE)).put(key, new Response(bytes));
-    } catch {
-      this.keep = false;
-      this.say("This browser has no room to keep the model: it will be fetched again next time.");
-    }
+    await this.withCache((cache) => cache.put(key, new Response(bytes)));
   }
 
   /** Remember something of this very model, which its manifest's hash stands for. */
@@ -100,16 +106,17 @@ export class ModelFiles {
   }
 
   async isNoted(what) {
-    return this.keep && Boolean(await (await caches.open(CACHE)).match(this.key(`${this.model.sha256}/${what}`)));
+    return Boolean(await this.withCache((cache) => cache.match(this.key(`${this.model.sha256}/${what}`))));
   }
 
-  /** Forget what earlier versions of this model have left, once all of this one is there. */
+  /** Forget what earlier versions of this model have left, once all of this one is there. What is noted of it stays. */
   async tidy() {
-    if (!this.keep) return;
-    const cache = await caches.open(CACHE);
     const own = new URL(`kept/${this.name}/`, SITE).href;
-    const stale = (await cache.keys()).filter(({ url }) => url.startsWith(own) && !this.used.has(url));
-    await Promise.all(stale.map((request) => cache.delete(request)));
+    const isStale = ({ url }) =>
+      url.startsWith(own) && !url.startsWith(`${own}${this.model.sha256}/`) && !this.used.has(url);
+    await this.withCache(async (cache) => {
+      await Promise.all((await cache.keys()).filter(isStale).map((request) => cache.delete(request)));
+    });
   }
 }
 

@@ -7,11 +7,14 @@
 
 const CACHE = "page";
 const SITE = new URL("./", self.location);
+const OWN = ["./", "site.json", "models.json"]; // and what the list says
 const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "same-origin",
 };
+
+let listed = null; // resolves to the addresses of the page's files, once it was asked for
 
 self.addEventListener("install", (event) => event.waitUntil(keepPage().then(() => self.skipWaiting())));
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
@@ -27,11 +30,21 @@ self.addEventListener("fetch", (event) => {
 async function keepPage() {
   const { always } = await (await fetch("site.json", { cache: "no-cache" })).json();
   const cache = await caches.open(CACHE);
-  await cache.addAll(["./", "site.json", "models.json", ...always]);
+  await cache.addAll([...OWN, ...always]);
+}
+
+/** What belongs to the page, by the server's list, and without a server by the one that is kept. */
+async function addresses() {
+  const cache = await caches.open(CACHE);
+  await cache.add(new Request("site.json", { cache: "no-cache" })).catch(() => {});
+  const list = await cache.match("site.json");
+  const { always, when_used: whenUsed } = list ? await list.json() : { always: [], when_used: [] };
+  return new Set([...OWN, ...always, ...whenUsed].map((address) => new URL(address, SITE).href));
 }
 
 async function answered(event) {
   const { request } = event;
+  if (request.mode === "navigate" || !listed) listed = addresses(); // which a page that is opened anew may have changed
   const cache = await caches.open(CACHE);
   let answer;
   try {
@@ -41,6 +54,9 @@ async function answered(event) {
     if (!kept) throw error;
     return isolated(kept);
   }
+  const { origin, pathname } = new URL(request.url);
+  // What else the server has is none of this page's, and an answer that leads elsewhere is the browser's to follow.
+  if (answer.type === "opaqueredirect" || !(await listed).has(origin + pathname)) return answer;
   if (answer.status === 200 && !answer.redirected) {
     event.waitUntil(cache.put(request, answer.clone()).catch(() => {})); // there may be no room
   }

@@ -5,6 +5,12 @@
  */
 
 export const MAX_SEED = 2n ** 64n - 1n;
+const ENGINES = ["auto", "webgpu", "wasm"];
+
+/** The engine that a link or the form names; the best there is where it names none, or none that there is. */
+export function engineOf({ engine }) {
+  return ENGINES.includes(engine) ? engine : "auto";
+}
 
 /**
  * What is asked for, as text: `{ model, prompt, negative, class, sampler, steps, guidance, seed, engine }`, of which a
@@ -49,7 +55,7 @@ export function checked(asked, description) {
     plan: description.plan,
     guidance: description.guidance,
     seed: newSeed(),
-    engine: ["auto", "webgpu", "wasm"].includes(asked.engine) ? asked.engine : "auto",
+    engine: engineOf(asked),
   };
   for (const [field, check] of Object.entries(CHECKS)) {
     if (!asked[field]?.trim()) continue;
@@ -68,15 +74,24 @@ const CHECKS = {
     return { problem: `class ${short(text)} is none of ${name}'s: ${names.join(", ")}` };
   },
 
-  steps(text, { plans, plan: usual, name }, { sampler }) {
-    const known = [...new Set(plans.map((plan) => plan.sampler))];
-    const wanted = sampler ?? plans.find((plan) => plan.name === usual).sampler;
-    if (!known.includes(wanted))
-      return { problem: `sampler ${short(wanted)} is none of ${name}'s: ${known.join(", ")}` };
-    const own = plans.filter((plan) => plan.sampler === wanted);
+  sampler(text, { plans, plan: usual, name }, { steps }) {
+    const own = plans.filter((plan) => plan.sampler === text);
+    if (!own.length) {
+      const known = [...new Set(plans.map(({ sampler }) => sampler))];
+      return { problem: `sampler ${short(text)} is none of ${name}'s: ${known.join(", ")}` };
+    }
+    if (steps?.trim()) return {}; // which say the rest
+    const found = own.find((plan) => plan.steps === plans.find((each) => each.name === usual).steps);
+    return found ? { plan: found.name } : { problem: `sampler ${short(text)} needs steps, one of ${counts(own)}` };
+  },
+
+  steps(text, { plans, plan: usual, name }, { sampler = "" }) {
+    const asked = plans.filter((plan) => plan.sampler === sampler.trim());
+    const usualSampler = plans.find((plan) => plan.name === usual).sampler;
+    const own = asked.length ? asked : plans.filter((plan) => plan.sampler === usualSampler);
     const found = own.find((plan) => String(plan.steps) === text);
     if (found) return { plan: found.name };
-    return { problem: `steps ${short(text)} is none of ${name}'s: ${own.map(({ steps }) => steps).join(", ")}` };
+    return { problem: `steps ${short(text)} is none of ${name}'s: ${counts(own)}` };
   },
 
   guidance(text) {
@@ -89,7 +104,15 @@ const CHECKS = {
     if (/^\d{1,20}$/.test(text) && BigInt(text) <= MAX_SEED) return { seed: BigInt(text) };
     return { problem: `seed ${short(text)} must be a whole number from 0 to ${MAX_SEED}` };
   },
+
+  engine(text) {
+    return ENGINES.includes(text) ? {} : { problem: `engine ${short(text)} is none of ${ENGINES.join(", ")}` };
+  },
 };
+
+function counts(plans) {
+  return plans.map(({ steps }) => steps).join(", ");
+}
 
 /** What `Pipeline.denoise` is asked. */
 export function asRequest({ prompt, negative, label, plan, guidance, seed }, { kind }) {

@@ -1,5 +1,6 @@
 /** What was drawn since the page was opened, to go back to. */
 
+import { allow } from "./form.mjs";
 import { paint } from "./stage.mjs";
 
 const MOST = 48;
@@ -33,6 +34,11 @@ export class Shelf {
     while (this.list.children.length > MOST) this.list.lastElementChild.remove();
     this.part.hidden = false;
     this.mark(button);
+  }
+
+  /** Whether its pictures can be gone back to now. */
+  allow(can) {
+    allow(can, ...this.list.querySelectorAll("button"));
   }
 
   mark(button) {

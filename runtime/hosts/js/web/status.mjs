@@ -56,6 +56,11 @@ export function drawnOn(engine) {
   return `Drawn on ${engine}.${crossOriginIsolated ? "" : alone}`;
 }
 
+/** A difference as people read it. */
+export function short(number) {
+  return Number(number.toPrecision(3));
+}
+
 /** Bytes as people read them, such as "1.7 MB". */
 function inMegabytes(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;

@@ -47,8 +47,9 @@ function perform(job) {
 
 const JOBS = {
   async open({ model, engine: wanted }, say, signal) {
-    await opened?.pipeline.dispose();
+    const before = opened;
     opened = null;
+    await before?.pipeline.dispose();
     const files = new ModelFiles(model, (line) => say("said", { line }));
     const { manifest } = await openBundle(files, { signal });
     say("described", { description: describe(manifest) });
@@ -56,7 +57,7 @@ const JOBS = {
     for (const engine of found) {
       try {
         opened = await openOn(engine, files, say, signal);
-        say("ready", { engine: engine.inWords, gpu });
+        say("ready", { engine: engine.inWords, gpu, files: engine.files, kept: files.keep });
         return;
       } catch (error) {
         if (engine === found.at(-1) || signal.aborted || error instanceof FetchError) throw error;
