@@ -12,7 +12,7 @@ import { checkGraphs } from "./signatures.mjs";
 const FORMAT_VERSION = 1;
 const FAMILIES = ["class-conditional-ddpm", "stable-diffusion-1"];
 const DTYPES = ["float32", "float16", "int64", "int32"];
-const PLAIN_NAME = /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/; // of a bundle, or a file in it: no separator, and no dot at the start
+const PLAIN_NAME = /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/; // of a bundle, or a file in it: no separator, no dot at the start
 const COUNT = 2 ** 16; // of channels, pixels a side, layers, tokens
 
 /** Check a manifest's JSON value against the format; returns its plans, checked, by name. */

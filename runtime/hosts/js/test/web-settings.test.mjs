@@ -107,7 +107,8 @@ test("a sampler without steps has the model's number of steps, or says which it 
   assert.deepEqual(checked({ sampler: "euler" }, CLASSES).problems, {
     sampler: "sampler “euler” is none of garments's: ddim, dpmpp_2m_karras",
   });
-  const few = { ...CLASSES, plans: CLASSES.plans.map((plan) => ({ ...plan, steps: plan.steps + plan.sampler.length })) };
+  const plans = CLASSES.plans.map((plan) => ({ ...plan, steps: plan.steps + plan.sampler.length }));
+  const few = { ...CLASSES, plans };
   assert.deepEqual(checked({ sampler: "dpmpp_2m_karras" }, few).problems, {
     sampler: "sampler “dpmpp_2m_karras” needs steps, one of 25",
   });
