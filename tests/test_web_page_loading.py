@@ -271,7 +271,8 @@ def test_one_expected_value_that_is_another_is_found(open_page: Open, page_files
         (line,) = opened.page.locator("#notices li").all_inner_texts()
     found = re.fullmatch(r"graph unet/fp32 out_sample is off by (\S{1,9}), where (\S{1,9}) is allowed\.", line)
     assert found, line
-    assert float(found[1]) > 8 * float(found[2]) == pytest.approx(8 * case["tolerance"])
+    assert float(found[2]) == pytest.approx(case["tolerance"], rel=1e-2)  # which are rounded
+    assert float(found[1]) > 8 * float(found[2])
 
 
 def test_any_web_host_can_serve_what_is_built(open_page: Open, page_files: Site, tiny: Path, tmp_path: Path) -> None:
