@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib.util
 import math
 import os
 import re
@@ -38,11 +39,9 @@ def needed(what: Needed | None, otherwise: str) -> Needed:
 
 def playwright_api() -> Any:
     """What drives the browser."""
-    try:
-        from playwright import sync_api  # most tests need no browser
-    except ImportError:
-        sync_api = None
-    return needed(sync_api, "there is no playwright, which drives the browser; it is in [dev]")
+    found = importlib.util.find_spec("playwright")  # most tests need no browser
+    needed(found, "there is no playwright, which drives the browser; it is in [dev]")
+    return importlib.import_module("playwright.sync_api")
 
 
 def chromium(playwrights_own: str) -> str:
