@@ -135,7 +135,7 @@ def run(words: list[str]) -> Ended:
 
 
 def flags() -> dict[str, dict[str, str | None]]:
-    """The flags of every command, from its own parser: each with the name of its value, or None if it takes none."""
+    """The flags of every command that ends, from its own parser: each with the name of its value, or None if it takes none."""
     (commands,) = (each for each in runtime.__main__.parser()._actions if isinstance(each, argparse._SubParsersAction))
     return {
         command: {
@@ -145,6 +145,7 @@ def flags() -> dict[str, dict[str, str | None]]:
             if action.dest not in ("help", "worker")  # the second is no user's, and reads orders from standard input
         }
         for command, parser in commands.choices.items()
+        if command != "web"  # which serves until Ctrl-C; test_web_server.py asks it
     }
 
 
