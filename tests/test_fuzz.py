@@ -135,7 +135,7 @@ def run(words: list[str]) -> Ended:
 
 
 def flags() -> dict[str, dict[str, str | None]]:
-    """The flags of every command that ends, from its own parser: each with the name of its value, or None if it takes none."""
+    """The flags of commands that end, from their own parsers: each with the name of its value, or None without one."""
     (commands,) = (each for each in runtime.__main__.parser()._actions if isinstance(each, argparse._SubParsersAction))
     return {
         command: {
