@@ -96,8 +96,10 @@ def encode_image(
     """
     check_size(suffix, image.shape[1], image.shape[0])
     made, name = None if metadata is None else json.dumps(metadata, sort_keys=True), FORMATS[suffix]
-    extra: dict[str, Any] = {"pnginfo": text_chunks(made, words)}
-    if name != "PNG":
+    extra: dict[str, Any]
+    if name == "PNG":
+        extra = {"pnginfo": text_chunks(made, words)}
+    else:
         extra = {"quality": 95, "exif": exif(made, words).tobytes()}
     if name == "JPEG" and len(extra["exif"]) > MAX_JPEG_EXIF:
         warnings.warn(f"what made the picture is too long for a {suffix} and is left out; .png has it", stacklevel=2)

@@ -69,14 +69,14 @@ def models_site(bundles: Sequence[Bundle]) -> dict[str, bytes | Path]:
     for bundle in bundles:
         if not (bundle.folder / MANIFEST).is_file():
             raise BundleError(f"{bundle.folder} has no {MANIFEST}, which the page needs; make a bundle of it")
-        if f"{MODELS}{bundle.name}/{MANIFEST}" in site:
+        begin = f"{MODELS}{bundle.name}/"
+        if f"{begin}{MANIFEST}" in site:
             raise BundleError(f"two bundles are called {bundle.name}; a page has one of each name")
-        manifest = (bundle.folder / MANIFEST).read_bytes()
-        site[f"{MODELS}{bundle.name}/{MANIFEST}"] = manifest
+        site[f"{begin}{MANIFEST}"] = (bundle.folder / MANIFEST).read_bytes()
         for file in bundle.files():
-            site[f"{MODELS}{bundle.name}/{file.name}"] = bundle.path(file)
+            site[f"{begin}{file.name}"] = bundle.path(file)
         if (bundle.folder / CONFORMANCE).is_file():
-            site[f"{MODELS}{bundle.name}/{CONFORMANCE}"] = inside(bundle.folder, CONFORMANCE)
+            site[f"{begin}{CONFORMANCE}"] = inside(bundle.folder, CONFORMANCE)
         listed.append({"name": bundle.name, "sha256": bundle.sha256})
     return site | {"models.json": json.dumps({"models": listed}).encode()}
 

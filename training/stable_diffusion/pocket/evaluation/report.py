@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ class Findings:
         """How many pictures of all trials show what the negative prompt names."""
         return Proportion(sum(t.told.hits for t in self.trials), sum(t.told.count for t in self.trials))
 
+    @cached_property
+    def distance(self) -> Figure | None:
+        """How far the training picture nearest to what was drawn is."""
+        return median_distance(self.neighbours)
+
+    @cached_property
+    def distance_of_real(self) -> Figure | None:
+        """And that nearest to a real test picture."""
+        return median_distance(self.neighbours_of_real)
+
     def to_json(self) -> dict[str, Any]:
         groups = self.prompted.counts()
         trials = [
@@ -109,8 +120,8 @@ class Findings:
             "nearest_training_pictures": {
                 name: found.to_json() if found else None
                 for name, found in (
-                    ("median_distance", median_distance(self.neighbours)),
-                    ("median_distance_of_real_test_pictures", median_distance(self.neighbours_of_real)),
+                    ("median_distance", self.distance),
+                    ("median_distance_of_real_test_pictures", self.distance_of_real),
                 )
             },
         }
@@ -131,8 +142,8 @@ class Findings:
                 f"{percent(self.without)} show them, and told not to, {percent(self.told)}",
                 f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr.in_words(1)} dB",
                 f"- image to image in another colour: {kept}",
-                f"- nearest training pictures: median distance {in_words(median_distance(self.neighbours))}, of real "
-                f"test pictures {in_words(median_distance(self.neighbours_of_real))}",
+                f"- nearest training pictures: median distance {in_words(self.distance)}, of real test pictures "
+                f"{in_words(self.distance_of_real)}",
             ]
         )
 
