@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from export.errors import ExportError
+from export.interrupt import insistent
 from runtime.errors import DiffusionError
 from training.arguments import ArgumentParser
 from training.errors import TrainingError
@@ -174,7 +175,8 @@ def run_sd15(arguments: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
-        run(parsed)
+        with insistent():
+            run(parsed)
     except (ExportError, TrainingError, DiffusionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
