@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from export.sd15_source import stated_by
@@ -29,7 +30,7 @@ from training.stable_diffusion.config import (
 )
 from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.ahead import Ahead
-from training.stable_diffusion.pocket.autoencoder import encode, posterior, standardise, to_input
+from training.stable_diffusion.pocket.autoencoder import VAEStage, encode, patched, posterior, standardise, to_input
 from training.stable_diffusion.pocket.captions import known_words
 from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME, VAE
 from training.stable_diffusion.pocket.command import STAGES
@@ -47,7 +48,7 @@ from training.stable_diffusion.pocket.denoiser import TABLE, Denoiser, initialis
 from training.stable_diffusion.pocket.diffusion import diffusion_loss
 from training.stable_diffusion.pocket.scenes import draw_pictures
 from training.stable_diffusion.pocket.sources import Sources
-from training.stable_diffusion.pocket.train import Run, Trainer
+from training.stable_diffusion.pocket.train import Run, Trainer, optimizers
 from training.stable_diffusion.text_encoder import CLIPTextModel
 from training.stable_diffusion.unet import UNet2DConditionModel
 from training.stable_diffusion.vae import AutoencoderKL
@@ -68,7 +69,9 @@ TINY = StableDiffusionConfig(
 STEPS = 6
 CONFIG = TrainConfig(
     vae=VAETraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2)),
-    diffusion=DiffusionTraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2), block_size=4, blocks=2, block_steps=2),
+    diffusion=DiffusionTraining(
+        OptimizerConfig(STEPS, 2, 1e-3, 1, 2, matrix_learning_rate=2e-3), block_size=4, blocks=2, block_steps=2
+    ),
     judge=JudgeTraining(OptimizerConfig(STEPS, 4, 1e-3, 1, 2), JudgeNetwork(features=2, levels=2, hidden=8)),
     model=TINY,
 )
@@ -190,6 +193,50 @@ def test_the_model_opens_like_a_published_checkpoint_and_states_its_sizes_and_wo
         assert torch.equal(tensor, vae[key]), key
 
 
+def test_matrices_inside_the_network_learn_by_muon_and_all_else_by_adam() -> None:
+    network = Denoiser(TINY)
+    optimizer = OptimizerConfig(10, 1, 1e-3, 2, 4, matrix_learning_rate=2e-3)
+    adam, muon = optimizers(network, optimizer)
+    assert (adam.learning_rate, muon.learning_rate) == (1e-3, 2e-3)
+    assert sorted(adam.names + muon.names) == sorted(name for name, _ in network.named_parameters())
+    assert {"unet.mid_block.resnets.0.conv1.weight", "unet.mid_block.attentions.0.proj_in.weight"} <= set(muon.names)
+    assert {"unet.conv_in.weight", "unet.conv_out.weight", "unet.time_embedding.linear_1.weight"} <= set(adam.names)
+    assert "text_encoder.text_model.embeddings.token_embedding.weight" in adam.names
+    (alone,) = optimizers(network, dataclasses.replace(optimizer, matrix_learning_rate=0.0))
+    assert len(alone.names) == len(adam.names) + len(muon.names)
+
+
+def test_latents_and_pictures_are_patched_at_the_same_places() -> None:
+    """Each latent is the colour of its pixels, before and after, and every place comes from one of two neighbours."""
+    factor, own = 4, torch.arange(3.0)[:, None, None, None]
+    shares = set()
+    for seed in range(20):
+        latents, pictures = own.expand(3, 1, 5, 6), own.expand(3, 1, 5 * factor, 6 * factor)
+        latents, pictures = patched(latents, pictures, torch.Generator().manual_seed(seed))
+        assert torch.equal(latents.repeat_interleave(factor, 2).repeat_interleave(factor, 3), pictures)
+        other = latents != own
+        assert torch.equal(latents[other], own.roll(1, 0).expand_as(latents)[other])
+        shares.add(float(other.float().mean()))
+    assert min(shares) > 0
+    assert len(shares) > 10
+
+
+def test_as_many_steps_are_patched_and_halved_as_was_asked(sources: Sources, tmp_path: Path) -> None:
+    stage = VAEStage(CONFIG, sources, CPU, tmp_path)
+    latents, pictures = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 16, 16)
+    treated = [stage.treated(latents, pictures, step) for step in range(400)]
+    halved = [after for after, _ in treated if after.shape[-1] == 4]
+    kept = [after for after, _ in treated if after is latents]
+    torch.testing.assert_close(halved[0], F.avg_pool2d(latents, 2))
+    assert [len(halved) / 400, len(kept) / 400] == pytest.approx([0.25, 0.5], abs=0.06)
+
+
+@pytest.mark.parametrize("shares", [(-0.1, 0.2), (0.2, -0.1), (0.6, 0.5), (math.nan, 0.1)])
+def test_shares_of_the_treatments_are_shares(shares: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"share_patched is .* and share_halved is .* at most 1 together"):
+        VAETraining(CONFIG.vae.optimizer, share_patched=shares[0], share_halved=shares[1])
+
+
 def test_standardising_moves_the_latents_to_unit_scale_and_leaves_the_pictures(sources: Sources) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(TINY.vae).eval()
@@ -277,6 +324,7 @@ def test_things_are_made_ahead_and_in_any_order_the_same() -> None:
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         ({"steps": 2}, "steps is 2; it must be at least warmup_steps and decay_steps together, 3"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"matrix_learning_rate": -1.0}, "matrix_learning_rate is -1.0; it must be at least 0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0; it must be at least 0 and below 1"),
     ],
 )
@@ -286,8 +334,8 @@ def test_impossible_numbers_are_refused(change: dict[str, float], message: str) 
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
-    rates = [OptimizerConfig(10, 1, 2.0, 2, 4).learning_rate_at(step) for step in range(10)]
-    assert rates == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5]
+    shares = [OptimizerConfig(10, 1, 2.0, 2, 4).share_at(step) for step in range(10)]
+    assert shares == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 def test_the_configuration_survives_a_checkpoint() -> None:

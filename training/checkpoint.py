@@ -6,7 +6,7 @@ Nothing is pickled, so a checkpoint from a stranger can be opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -133,7 +133,7 @@ def open_model(
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Adam's moments and step counts by parameter name."""
+    """An optimizer's moments, and step counts where it has them, by parameter name."""
     states = optimizer.state_dict()["state"]
     return {
         f"optimizer.{key}.{names[i]}": torch.as_tensor(value)
@@ -142,8 +142,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    tensors: dict[str, Tensor],
+    moments: Sequence[str] = ("exp_avg", "exp_avg_sq"),
+    counts: Sequence[str] = ("step",),
+) -> None:
     """Put back what ``optimizer_tensors`` took out, in each parameter's own memory layout.
+
+    Args:
+        optimizer: gets it.
+        names: of its parameters.
+        tensors: by name.
+        moments, counts: what there is for each parameter, of its shape and as numbers; Adam's unless told otherwise.
 
     Raises:
         KeyError: a tensor is missing.
@@ -151,9 +163,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], t
     """
     state = {}
     for i, (name, parameter) in enumerate(zip(names, optimizer.param_groups[0]["params"], strict=True)):
-        moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-        state[i] = {key: torch.empty_like(parameter).copy_(moment) for key, moment in moments.items()}
-        state[i]["step"] = tensors[f"optimizer.step.{name}"]
+        state[i] = {key: torch.empty_like(parameter).copy_(tensors[f"optimizer.{key}.{name}"]) for key in moments}
+        state[i] |= {key: tensors[f"optimizer.{key}.{name}"] for key in counts}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

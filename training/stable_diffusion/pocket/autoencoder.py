@@ -55,12 +55,23 @@ class VAEStage:
         with autocast(self.device, self.config.mixed_precision):
             mean, log_variance = posterior(self.network, target)
             noise = torch.randn(mean.shape, generator=generator(self.config.seed, "vae-noise", step)).to(self.device)
-            rebuilt = self.network.decode(mean + torch.exp(0.5 * log_variance) * noise).float()
+            latents, target = self.treated(mean + torch.exp(0.5 * log_variance) * noise, target, step)
+            rebuilt = self.network.decode(latents).float()
         pixels = F.l1_loss(rebuilt, target) + F.mse_loss(rebuilt, target)
         edges = edge_loss(rebuilt, target)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = pixels + self.config.vae.edge_weight * edges + self.config.vae.kl_weight * kl
         return loss, {"pixels": pixels.item(), "edges": edges.item(), "kl": kl.item()}
+
+    def treated(self, latents: Tensor, pictures: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Latents and pictures, (B, Z, h, w) and (B, 3, H, W), as they are, patched or halved, as a step's lot has it."""
+        draws = generator(self.config.seed, "vae-treatment", step)
+        lot = float(torch.rand((), generator=draws))
+        if lot < self.config.vae.share_patched:
+            return patched(latents, pictures, draws)
+        if lot < self.config.vae.share_patched + self.config.vae.share_halved:
+            return F.avg_pool2d(latents, 2), F.avg_pool2d(pictures, 2)
+        return latents, pictures
 
     @torch.no_grad()
     def preview(self, average: AutoencoderKL) -> Tensor:
@@ -73,15 +84,35 @@ class VAEStage:
     def publish(self, average: AutoencoderKL, metadata: dict[str, str]) -> None:
         """Write the VAE for the second stage once it has learned enough.
 
-        The channels of its latents are brought to mean 0 and scale 1, as diffusion wants them, by its own weights.
+        Its latents are brought to scale 1 and each channel to mean 0, as diffusion wants them, by its own weights. Among
+        each other the channels keep their scales, so that what matters less is drowned by noise sooner.
         """
         if int(metadata["step"]) < self.optimizer.steps:
             return
         pictures = draw_pictures(self.sources, self.config.seed, "latents", 0, MEASURED)
         latents = encode(average, pictures, self.device)
         finished = copy.deepcopy(average)
-        standardise(finished, latents.mean((0, 2, 3)).to(self.device), latents.std((0, 2, 3)).to(self.device))
+        mean = latents.mean((0, 2, 3))
+        std = (latents - mean[:, None, None]).square().mean().sqrt().expand_as(mean)
+        standardise(finished, mean.to(self.device), std.to(self.device))
         checkpoint.write_vae(self.file, finished, metadata)
+
+
+def patched(latents: Tensor, pictures: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Lay a rectangle of each picture's neighbour in the batch over it, and of its latents over its latents.
+
+    Args:
+        latents, pictures: (B, Z, h, w) and (B, 3, H, W).
+        draws: where the rectangle comes from, which is the same for all.
+    """
+    size = torch.tensor(latents.shape[2:])
+    begin = (torch.rand(2, generator=draws) * size).long()
+    end = begin + 1 + (torch.rand(2, generator=draws) * (size - begin)).long()
+    factor = pictures.shape[-1] // latents.shape[-1]
+    inside = torch.zeros(latents.shape[2:], dtype=torch.bool, device=latents.device)
+    inside[begin[0] : end[0], begin[1] : end[1]] = True
+    wide = inside.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    return torch.where(inside, latents.roll(1, 0), latents), torch.where(wide, pictures.roll(1, 0), pictures)
 
 
 @torch.no_grad()

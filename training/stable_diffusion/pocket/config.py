@@ -16,6 +16,7 @@ from training.stable_diffusion.config import (
 )
 
 IMAGE_SIZE = 64  # pixels a side of every picture
+LATENT_CHANNELS = 8  # three for a colour, the others for what is finer than a latent's 4 x 4 pixels
 
 POCKET = StableDiffusionConfig(
     # Most of this encoder is the table of 49,408 tokens, of which its world needs a hundred: the width is small so that
@@ -23,20 +24,23 @@ POCKET = StableDiffusionConfig(
     text_encoder=TextEncoderConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4),
     unet=UNetConfig(
         levels=(
-            UNetLevel(48, cross_attention=True),  # 16 x 16 latents, for 64 x 64 pixels
+            UNetLevel(64, cross_attention=True),  # 16 x 16 latents, for 64 x 64 pixels
             UNetLevel(96, cross_attention=True),  # 8 x 8
             UNetLevel(128, cross_attention=True),  # 4 x 4
         ),
         layers_per_block=1,
-        num_attention_heads=4,
+        num_attention_heads=2,  # on a CPU attention costs by the head
         cross_attention_dim=64,
         norm_num_groups=4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
     ),
     vae=VAEConfig(
         block_out_channels=(16, 32, 64),
+        latent_channels=LATENT_CHANNELS,
         layers_per_block=1,
         norm_num_groups=2,  # of 8 channels or more: a group's own level is lost, and plain colours have little else
-        scaling_factor=1.0,  # its latents are brought to unit scale channel by channel at the end of its training
+        scaling_factor=1.0,  # its latents are brought to unit scale at the end of its training
     ),
     # Plain backgrounds may be black or white all over, which a schedule that leaves some signal at its last step cannot
     # draw (Lin et al. 2024); without any signal left the noise says nothing, so the prediction is v.
@@ -61,6 +65,7 @@ class OptimizerConfig:
         steps: of the whole stage.
         batch_size: pictures per step.
         learning_rate: of Adam, between the warm-up and the fall.
+        matrix_learning_rate: of Muon, which matrices and kernels of hidden layers learn by instead; 0 for Adam.
         warmup_steps: steps over which the rate rises from 0.
         decay_steps: steps over which it falls to 0 in the end.
         beta2: decay of Adam's second moment.
@@ -76,6 +81,7 @@ class OptimizerConfig:
     beta2: float = 0.99
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
+    matrix_learning_rate: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("decay_steps", 0)):
@@ -86,6 +92,8 @@ class OptimizerConfig:
                 f"steps is {self.steps}; it must be at least warmup_steps and decay_steps together, "
                 f"{self.warmup_steps + self.decay_steps}"
             )
+        if not 0 <= self.matrix_learning_rate < float("inf"):
+            raise ValueError(f"matrix_learning_rate is {self.matrix_learning_rate}; it must be at least 0")
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -93,26 +101,42 @@ class OptimizerConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
-    def learning_rate_at(self, step: int) -> float:
-        """The rate of one step, counted from 0."""
+    def share_at(self, step: int) -> float:
+        """The share of the rates that one step has, counted from 0."""
         rise = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
         fall = min(1.0, (self.steps - step) / self.decay_steps) if self.decay_steps else 1.0
-        return self.learning_rate * min(rise, fall)
+        return min(rise, fall)
 
 
 @dataclass(frozen=True)
 class VAETraining:
     """How the VAE learns: from the absolute and the squared error of pixels, and the terms below.
 
+    A latent should say what is at its place and nothing of the rest of the picture, and the mean of two latents should
+    be a latent of the mean: such latents are quickly learned by the UNet. So a share of the decoder's inputs is patched
+    together from those of two pictures, or made half as large by averaging, and compared with pixels that were treated
+    alike (the second is Kouzelis et al. 2025, "EQ-VAE").
+
     Attributes:
         optimizer: how long and how fast.
         kl_weight: of the mean over latents of the divergence from a standard normal distribution.
         edge_weight: of the error in the differences between neighbouring pixels, which keeps edges sharp.
+        share_patched: of the steps, with inputs from two pictures.
+        share_halved: of the steps, with inputs of half the size.
     """
 
     optimizer: OptimizerConfig
-    kl_weight: float = 3e-4
+    kl_weight: float = 1e-4
     edge_weight: float = 0.5
+    share_patched: float = 0.25
+    share_halved: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not (self.share_patched >= 0 and self.share_halved >= 0 and self.share_patched + self.share_halved <= 1):
+            raise ValueError(
+                f"share_patched is {self.share_patched} and share_halved is {self.share_halved}; "
+                "they must be at least 0, and at most 1 together"
+            )
 
 
 @dataclass(frozen=True)
@@ -212,7 +236,9 @@ def pocket() -> TrainConfig:
     """
     return TrainConfig(
         vae=VAETraining(OptimizerConfig(8_000, 8, 1.5e-3, 100, 3_000)),
-        diffusion=DiffusionTraining(OptimizerConfig(20_000, 32, 1e-3, 500, 5_000, ema_decay=0.9995)),
+        diffusion=DiffusionTraining(
+            OptimizerConfig(20_000, 32, 1e-3, 300, 5_000, ema_decay=0.9995, matrix_learning_rate=2e-3)
+        ),
         judge=JudgeTraining(OptimizerConfig(4_000, 48, 2e-3, 100, 2_000)),
     )
 

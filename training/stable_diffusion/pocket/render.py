@@ -20,7 +20,7 @@ from training.stable_diffusion.pocket.world import COLOURS, DIGITS, Scene, Thing
 
 Float32 = npt.NDArray[np.float32]
 
-LONGEST_SIDE = {"small": 24, "medium": 38, "large": 54, None: 26}  # pixels, before the jitter
+LONGEST_SIDE = {"small": 28, "medium": 40, "large": 54, None: 29}  # pixels, before the jitter
 SIZE_JITTER = 2  # pixels, either way
 SHIFTS = {"small": 17, "medium": 11, "large": 0, None: 16}  # pixels from the centre to where a position is
 SHIFT_JITTER = 1

@@ -21,6 +21,7 @@ from training.averaging import ema_update
 from training.checkpoint import load_optimizer_tensors, one_line, optimizer_tensors
 from training.errors import CheckpointError, TrainingError
 from training.interrupt import StopRequest
+from training.muon import Muon
 from training.report import Reporter
 from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME
 from training.stable_diffusion.pocket.config import (
@@ -78,6 +79,44 @@ class Run:
     progress: bool = True
 
 
+@dataclass(frozen=True)
+class Learner:
+    """An optimizer and what it changes.
+
+    Attributes:
+        optimizer: of PyTorch's kind.
+        names: of its parameters.
+        learning_rate: between the warm-up and the fall.
+        moments, counts: what it keeps for each parameter, as ``load_optimizer_tensors`` takes it.
+    """
+
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+    learning_rate: float
+    moments: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    counts: tuple[str, ...] = ("step",)
+
+
+def optimizers(network: nn.Module, config: OptimizerConfig) -> list[Learner]:
+    """Adam for all parameters, or with a ``matrix_learning_rate`` Muon for those that are matrices inside the network."""
+    parameters = dict(network.named_parameters())
+    matrix_rate = config.matrix_learning_rate
+    inner = [name for name, each in parameters.items() if matrix_rate and is_inner_matrix(name, each)]
+    outer = [name for name in parameters if name not in set(inner)]
+    betas = (0.9, config.beta2)
+    adam = torch.optim.Adam([parameters[name] for name in outer], lr=config.learning_rate, betas=betas, fused=True)
+    learners = [Learner(adam, outer, config.learning_rate)]
+    if matrix_rate:
+        muon = Muon([parameters[name] for name in inner], lr=matrix_rate)
+        learners.append(Learner(muon, inner, matrix_rate, ("momentum",), ()))
+    return learners
+
+
+def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon is for it: it maps features to features, and not tokens, times, pixels or latents."""
+    return parameter.ndim >= 2 and not any(part in name for part in ("embedding.", "conv_in.", "conv_out."))
+
+
 class Trainer:
     """Trains one stage.
 
@@ -94,11 +133,7 @@ class Trainer:
         self.config = stage.optimizer
         network: Any = stage.network.to(stage.device)
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # in which convolutions are fastest
-        self.names = [name for name, _ in self.network.named_parameters()]
-        betas = (0.9, self.config.beta2)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=self.config.learning_rate, betas=betas, fused=True
-        )
+        self.optimizers = optimizers(self.network, self.config)
         self.average = AveragedModel(self.network, multi_avg_fn=ema_update(self.config.ema_decay), use_buffers=True)
         self.step = 0
         self.interrupted = False
@@ -118,7 +153,9 @@ class Trainer:
         """Write the state to resume from, and what others are to use."""
         network = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        moments = optimizer_tensors(self.optimizer, self.names)
+        moments: dict[str, Tensor] = {}
+        for each in self.optimizers:
+            moments |= optimizer_tensors(each.optimizer, each.names)
         checkpoint.write(self.state_file, STATE, network | average | moments, self.metadata)
         self.stage.publish(self.average.module, self.metadata)
 
@@ -135,7 +172,8 @@ class Trainer:
             for prefix, module in (("network.", self.network), ("average.", self.average)):
                 own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
                 module.load_state_dict(own)
-            load_optimizer_tensors(self.optimizer, self.names, tensors)
+            for each in self.optimizers:
+                load_optimizer_tensors(each.optimizer, each.names, tensors, each.moments, each.counts)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.state_file} is not the state of a run: {one_line(error)}") from error
 
@@ -164,20 +202,22 @@ class Trainer:
 
     def train_step(self) -> tuple[float, dict[str, float]]:
         """One step; returns the loss and what else is worth a curve."""
-        rate = self.config.learning_rate_at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = self.config.share_at(self.step)
+        for each in self.optimizers:
+            for group in each.optimizer.param_groups:
+                group["lr"] = share * each.learning_rate
         self.network.train()
         loss, values = self.stage.loss(self.step)
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
         if not math.isfinite(norm):  # nor would the weights be, from here on
             raise TrainingError(f"the gradient is {norm} at step {self.step}, loss {loss.item()}; the run is as saved")
-        self.optimizer.step()
+        for each in self.optimizers:
+            each.optimizer.step()
         self.average.update_parameters(self.network)
         self.step += 1
-        return loss.item(), {**values, "gradient_norm": norm, "learning_rate": rate}
+        return loss.item(), {**values, "gradient_norm": norm, "learning_rate": share * self.config.learning_rate}
 
     def run(self) -> bool:
         """Train to the end: True; or until asked to stop, or the time is up: False. The last whole step is saved."""

@@ -21,7 +21,7 @@ from training.stable_diffusion.pocket.world import Scene
 Float32 = npt.NDArray[np.float32]
 
 SIDE = 28
-CUT_SIDE = 38  # pixels of a training picture's thing before it is made SIDE high: as large as a medium one is drawn
+CUT_SIDE = 40  # pixels of a training picture's thing before it is made SIDE high: as large as a medium one is drawn
 DISTINCT = 40.0  # of 255, in some channel, by which a pixel of a thing differs from the background
 LEAST_PIXELS = 20  # fewer are no thing
 
