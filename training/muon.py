@@ -24,15 +24,25 @@ ADAM_RMS = 0.2  # root mean square of Adam's usual steps (Liu et al. 2025, "Muon
 def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest matrices whose singular values are all about 1, by Newton and Schulz: (B, m, n), m <= n.
 
-    It is computed in bfloat16, whose errors are less than what the singular values are off anyway.
+    Their errors in bfloat16, which is fast, are less than what the singular values are off anyway.
     """
     a, b, c = COEFFICIENTS
-    found = matrices.bfloat16()
-    found = found / (found.norm(dim=(1, 2), keepdim=True) + LEAST_NORM)
+    found = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + LEAST_NORM)
     for _ in range(ITERATIONS):
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.to(matrices.dtype)
+    return found
+
+
+def as_matrix(kernel: Tensor) -> Tensor:
+    """(out, in, ...) -> (out, ... in), without a copy where the channels come last in memory."""
+    return kernel.movedim(1, -1).flatten(1)
+
+
+def as_kernel(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """What ``as_matrix`` made a matrix of."""
+    out, channels, *size = shape
+    return matrix.reshape(out, *size, channels).movedim(-1, 1)
 
 
 class Muon(torch.optim.Optimizer):
@@ -64,14 +74,15 @@ class Muon(torch.optim.Optimizer):
             waiting: defaultdict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    matrix = self.updated(parameter, group["momentum"]).reshape(len(parameter), -1)
+                    matrix = as_matrix(self.updated(parameter, group["momentum"])).bfloat16()
                     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
                     waiting[tuple(wide.shape)].append((parameter, wide))
             for shape, together in waiting.items():
-                steps = orthogonal(torch.stack([wide for _, wide in together])) * (ADAM_RMS * max(shape) ** 0.5)
+                steps = orthogonal(torch.stack([wide for _, wide in together])).float()
+                length = group["lr"] * ADAM_RMS * max(shape) ** 0.5
                 for (parameter, _), wide in zip(together, steps, strict=True):
-                    matrix = wide if len(parameter) == shape[0] else wide.T
-                    parameter.sub_(matrix.reshape(parameter.shape), alpha=group["lr"])
+                    step = wide if len(parameter) == shape[0] else wide.T
+                    parameter.sub_(as_kernel(step, parameter.shape), alpha=length)
         return value
 
     def updated(self, parameter: nn.Parameter, momentum: float) -> Tensor:
