@@ -113,8 +113,8 @@ def optimizers(network: nn.Module, config: OptimizerConfig) -> list[Learner]:
 
 
 def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon is for it: it maps features to features, and not tokens, times, pixels or latents."""
-    return parameter.ndim >= 2 and not any(part in name for part in ("embedding.", "conv_in.", "conv_out."))
+    """Whether Muon is for it: it maps features to features, not to or from tokens, times, latents or classes."""
+    return parameter.ndim >= 2 and not any(part in name for part in ("embedding.", "conv_in.", "conv_out.", "heads."))
 
 
 class Trainer:
