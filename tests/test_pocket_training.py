@@ -218,7 +218,7 @@ def test_latents_and_pictures_are_patched_at_the_same_places() -> None:
         assert torch.equal(latents[other], own.roll(1, 0).expand_as(latents)[other])
         shares.add(float(other.float().mean()))
     assert min(shares) > 0
-    assert len(shares) > 10
+    assert len(shares) > 5
 
 
 def test_as_many_steps_are_patched_and_halved_as_was_asked(sources: Sources, tmp_path: Path) -> None:
