@@ -1,5 +1,5 @@
-"""Proves Muon: it makes matrices orthogonal, takes the steps of PyTorch's own, which knows no convolutions, and treats a
-kernel as the matrix of its outputs by all its inputs."""
+"""Proves Muon: it makes matrices orthogonal, takes the steps of PyTorch's own, which knows no convolutions, and treats
+a kernel as the matrix of its outputs by all its inputs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Muon: steps of the momentum made orthogonal, for weights that are matrices (Jordan et al. 2024, "Muon: An optimizer
 for hidden layers in neural networks").
 
-torch.optim.Muon takes no convolutions, and its matrices one after another. Here a kernel is the matrix of its outputs by
-all its inputs, and matrices of the same shape are made orthogonal together, which on a CPU takes a third of the time.
+torch.optim.Muon takes no convolutions, and its matrices one after another. Here a kernel is the matrix of its outputs
+by all its inputs, and matrices of the same shape are made orthogonal together, which on a CPU takes a third of the
+time.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class VAEStage:
         return loss, {"pixels": pixels.item(), "edges": edges.item(), "kl": kl.item()}
 
     def treated(self, latents: Tensor, pictures: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Latents and pictures, (B, Z, h, w) and (B, 3, H, W), as they are, patched or halved, as a step's lot has it."""
+        """Latents, (B, Z, h, w), and pictures, (B, 3, H, W), as they are, patched or halved, as a step's lot has it."""
         draws = generator(self.config.seed, "vae-treatment", step)
         lot = float(torch.rand((), generator=draws))
         if lot < self.config.vae.share_patched:
@@ -84,8 +84,8 @@ class VAEStage:
     def publish(self, average: AutoencoderKL, metadata: dict[str, str]) -> None:
         """Write the VAE for the second stage once it has learned enough.
 
-        Its latents are brought to scale 1 and each channel to mean 0, as diffusion wants them, by its own weights. Among
-        each other the channels keep their scales, so that what matters less is drowned by noise sooner.
+        Its latents are brought to scale 1 and each channel to mean 0, as diffusion wants them, by its own weights.
+        Among each other the channels keep their scales, so that what matters less is drowned by noise sooner.
         """
         if int(metadata["step"]) < self.optimizer.steps:
             return

@@ -98,7 +98,7 @@ class Learner:
 
 
 def optimizers(network: nn.Module, config: OptimizerConfig) -> list[Learner]:
-    """Adam for all parameters, or with a ``matrix_learning_rate`` Muon for those that are matrices inside the network."""
+    """Adam for all parameters; with a ``matrix_learning_rate`` Muon for the matrices inside the network."""
     parameters = dict(network.named_parameters())
     matrix_rate = config.matrix_learning_rate
     inner = [name for name, each in parameters.items() if matrix_rate and is_inner_matrix(name, each)]
