@@ -38,6 +38,8 @@ BENCH_FLAGS ?=
 # One process of tests for each core, since most of an export is Python in one thread. The tests of a file stay together,
 # because they share what is costly to make; the files keep their order, in which slow ones come first.
 PARALLEL := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# What takes longest is shown at the end, so that one sees where the minutes go.
+SLOWEST := --durations=30 --durations-min=4
 
 DEMO := .venv/demo
 TEST := .venv/test
@@ -109,13 +111,13 @@ quick: $(TEST)/.ready
 	$(TEST)/bin/python -m pytest -m 'not slow and not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)
 
 test: $(TEST)/.ready $(MODULES)
-	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)
+	$(TEST)/bin/python -m pytest -m 'not full and not cuda' $(PARALLEL) $(SLOWEST) $(PYTEST_FLAGS)
 
 # $(call marked,FOLDER,MARK) runs the tests with a mark. Where no test has it pytest ends with status 5: no failure.
 define marked
 @status=0; $(1)/bin/python -m pytest -q --collect-only -m $(2) >/dev/null 2>&1 || status=$$?; \
 if [ $$status -eq 5 ]; then echo "make $@: no test is marked $(2) yet, so there is nothing to run"; \
-else set -x; $(1)/bin/python -m pytest -m $(2) $(PYTEST_FLAGS); fi
+else set -x; $(1)/bin/python -m pytest -m $(2) $(SLOWEST) $(PYTEST_FLAGS); fi
 endef
 
 test-full: $(TEST)/.ready $(MODULES)
