@@ -28,7 +28,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     Their errors in bfloat16, which is fast, are less than what the singular values are off anyway.
     """
     a, b, c = COEFFICIENTS
-    found = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + LEAST_NORM)
+    found: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + LEAST_NORM)
     for _ in range(ITERATIONS):
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(given, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Change the parameters that have a gradient."""
         value = None
         if closure is not None:
