@@ -37,6 +37,7 @@ class VAEStage:
     name = "vae"
 
     def __init__(self, config: TrainConfig, sources: Sources, device: torch.device, folder: Path) -> None:
+        self.shares: dict[str, float] = {}
         self.config, self.device, self.optimizer = config, device, config.vae.optimizer
         torch.manual_seed(config.seed)
         self.network = AutoencoderKL(config.model.vae)

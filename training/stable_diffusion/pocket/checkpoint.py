@@ -1,9 +1,8 @@
 """The files of a pocket run.
 
-``vae-state.safetensors`` and ``diffusion-state.safetensors`` are what its two stages resume from,
-``vae.safetensors`` is what the first one hands to the second, and ``model.safetensors`` is the model: a single file in
-the published layout, as all tools read it, whose metadata holds its sizes and the words it knows. The judge has a state
-and a ``judge.safetensors`` of its own.
+``STAGE-state.safetensors`` is what a stage resumes from; ``vae.safetensors`` and ``text.safetensors`` are what the
+first two stages hand to the third; ``model.safetensors`` is the model: a single file in the published layout, as all
+tools read it, whose metadata holds its sizes and the words it knows. The judge has a state and a file of its own.
 """
 
 from __future__ import annotations
@@ -19,18 +18,19 @@ from training.stable_diffusion.checkpoint.original_names import original_names
 from training.stable_diffusion.config import StableDiffusionConfig
 from training.stable_diffusion.pocket.captions import known_words
 from training.stable_diffusion.pocket.config import TrainConfig
-from training.stable_diffusion.pocket.denoiser import Denoiser
+from training.stable_diffusion.pocket.denoiser import Denoiser, Texts
 from training.stable_diffusion.vae import AutoencoderKL
 
 COMMAND = "python -m training stable-diffusion --preset pocket --out {folder}"
 STATE = Kind("diffusion-anywhere/stable-diffusion-state/1", "state of a Stable Diffusion run", COMMAND)
 VAE = Kind("diffusion-anywhere/stable-diffusion-vae/1", "VAE of a Stable Diffusion run", COMMAND)
+TEXT = Kind("diffusion-anywhere/stable-diffusion-text/1", "text encoder of a Stable Diffusion run", COMMAND)
 JUDGE = Kind("diffusion-anywhere/pocket-judge/1", "judge of the pocket model", f"{COMMAND} --stage judge")
 CONFIG_KEY, KNOWN_WORDS_KEY = "stable_diffusion_config", "known_words"
 MODEL = Kind("diffusion-anywhere/stable-diffusion/1", "Stable Diffusion checkpoint", COMMAND)
 
-
-STATE_NAME, VAE_NAME, MODEL_NAME = "{stage}-state.safetensors", "vae.safetensors", "model.safetensors"
+STATE_NAME = "{stage}-state.safetensors"
+VAE_NAME, TEXT_NAME, MODEL_NAME = "vae.safetensors", "text.safetensors", "model.safetensors"
 JUDGE_NAME = "judge.safetensors"
 
 
@@ -56,6 +56,27 @@ def load_vae(path: Path, config: TrainConfig) -> AutoencoderKL:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold the VAE of a run: {one_line(error)}") from error
     return vae.eval()
+
+
+def write_text_encoder(path: Path, texts: Texts, metadata: dict[str, str]) -> None:
+    checkpoint.write(path, TEXT, dict(texts.text_encoder.state_dict()), metadata)
+
+
+def load_text_encoder(path: Path, texts: Texts, config: TrainConfig) -> None:
+    """Give a network the text encoder that has learned to read.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a run with another configuration.
+    """
+    tensors, metadata = checkpoint.read(path, TEXT)
+    try:
+        theirs = TrainConfig.from_json(metadata["config"]).model.text_encoder
+        if theirs != config.model.text_encoder:
+            difference = configuration.difference(theirs, config.model.text_encoder)
+            raise CheckpointError(f"{path} has other sizes ({difference}); choose another --out")
+        texts.text_encoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold the text encoder of a run: {one_line(error)}") from error
 
 
 def write_model(

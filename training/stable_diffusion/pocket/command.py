@@ -1,5 +1,5 @@
-"""``python -m training stable-diffusion``: train the pocket model, the VAE first, then text encoder and UNet; and by
-itself its judge."""
+"""``python -m training stable-diffusion``: train the pocket model, VAE and text encoder by themselves first, then text
+encoder and UNet; and by itself its judge."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from training import atomic, data, precision
 from training.arguments import ArgumentParser
 from training.errors import OutputError, TrainingError
 from training.stable_diffusion.pocket.autoencoder import VAEStage
-from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME, MODEL_NAME, STATE_NAME, VAE_NAME
+from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME, MODEL_NAME, STATE_NAME, TEXT_NAME, VAE_NAME
 from training.stable_diffusion.pocket.config import PRESETS, TrainConfig
 from training.stable_diffusion.pocket.diffusion import DiffusionStage
 from training.stable_diffusion.pocket.judge import JudgeStage
 from training.stable_diffusion.pocket.sources import Sources
+from training.stable_diffusion.pocket.text import TextStage
 from training.stable_diffusion.pocket.train import Run, Stage, Trainer
 
 # What each stage is, and what it leaves behind.
 STAGES: dict[str, tuple[Callable[..., Stage], str]] = {
     "vae": (VAEStage, VAE_NAME),
+    "text": (TextStage, TEXT_NAME),
     "diffusion": (DiffusionStage, MODEL_NAME),
     "judge": (JudgeStage, JUDGE_NAME),
 }
-ALL = ("vae", "diffusion")
+ALL = ("vae", "text", "diffusion")
 NEXT = {
-    "vae": "the VAE has learned; the text encoder and the UNet are next",
+    "vae": "the VAE has learned; the text encoder is next",
+    "text": "the text encoder can read; it and the UNet are next",
     "diffusion": "export it with: python -m export sd15 {file} --out models_onnx/my-pocket",
     "judge": "judge a bundle with: python -m training evaluate BUNDLE --classifier {file}",
 }
@@ -41,7 +44,7 @@ NEXT = {
 def parser() -> ArgumentParser:
     command = ArgumentParser(
         prog="python -m training stable-diffusion",
-        description="Train a Stable Diffusion from nothing: its VAE first, then text encoder and UNet together.",
+        description="Train a Stable Diffusion from nothing: its VAE and its text encoder, then text encoder and UNet.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
@@ -51,7 +54,7 @@ def parser() -> ArgumentParser:
         "--stage",
         choices=("all", *STAGES),
         default="all",
-        help="train only this; diffusion needs the VAE, and the judge, which is not among all, needs neither",
+        help="train only this; diffusion needs VAE and text, and the judge, which is not among all, needs nothing",
     )
     command.add_argument("--minutes", type=float, default=math.inf, help="stop by itself after this time")
     command.add_argument(
@@ -108,7 +111,7 @@ def main(argv: list[str]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in stages(arguments.stage):
         stage, file = STAGES[name]
-        if name == "vae" and (run.folder / file).exists():  # as a run that is resumed finds it
+        if name in ("vae", "text") and (run.folder / file).exists():  # as a run that is resumed finds it
             continue
         trainer = Trainer(stage(config, sources, device, run.folder), run)
         if not trainer.run():

@@ -140,11 +140,23 @@ class VAETraining:
 
 
 @dataclass(frozen=True)
+class TextTraining:
+    """How the text encoder learns to read.
+
+    Attributes:
+        optimizer: how long and how fast.
+    """
+
+    optimizer: OptimizerConfig
+
+
+@dataclass(frozen=True)
 class DiffusionTraining:
     """How the text encoder and the UNet learn, together.
 
     Attributes:
         optimizer: how long and how fast.
+        text_rate: share of its rates that the text encoder has, which can read when the UNet begins.
         caption_dropout: probability of the empty caption instead of the scene's (Ho & Salimans 2022).
         snr_gamma: bound of the loss's weight, see ``diffusion_loss``.
         block_size: scenes that are encoded at once.
@@ -153,6 +165,7 @@ class DiffusionTraining:
     """
 
     optimizer: OptimizerConfig
+    text_rate: float = 0.1
     caption_dropout: float = 0.1
     snr_gamma: float = 5.0
     block_size: int = 1024
@@ -163,6 +176,8 @@ class DiffusionTraining:
         for name in ("block_size", "blocks", "block_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.text_rate <= 1:
+            raise ValueError(f"text_rate is {self.text_rate}; it must be from 0 to 1")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout is {self.caption_dropout}; it must be at least 0 and below 1")
         if not self.snr_gamma > 0:
@@ -209,6 +224,7 @@ class TrainConfig(configuration.Configuration):
 
     Attributes:
         vae: how the VAE learns.
+        text: how the text encoder learns to read.
         diffusion: how the text encoder and the UNet learn.
         judge: how the network learns that reads what was drawn.
         model: sizes of the networks, and the noise schedule.
@@ -217,6 +233,7 @@ class TrainConfig(configuration.Configuration):
     """
 
     vae: VAETraining
+    text: TextTraining
     diffusion: DiffusionTraining
     judge: JudgeTraining
     model: StableDiffusionConfig = field(default_factory=lambda: POCKET)
@@ -236,6 +253,7 @@ def pocket() -> TrainConfig:
     """
     return TrainConfig(
         vae=VAETraining(OptimizerConfig(8_000, 8, 1.5e-3, 100, 3_000)),
+        text=TextTraining(OptimizerConfig(2_500, 128, 1e-3, 100, 800, ema_decay=0.99, matrix_learning_rate=2e-3)),
         diffusion=DiffusionTraining(
             OptimizerConfig(20_000, 32, 1e-3, 300, 5_000, ema_decay=0.9995, matrix_learning_rate=2e-3)
         ),

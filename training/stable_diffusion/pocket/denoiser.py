@@ -20,11 +20,11 @@ from training.stable_diffusion.unet import UNet2DConditionModel
 TABLE = "text_model.embeddings.token_embedding.weight"
 
 
-class Denoiser(nn.Module):
-    """Text encoder and UNet as one network.
+class Texts(nn.Module):
+    """The text encoder while it learns.
 
-    While it learns, the text encoder's table has rows for the tokens of its world alone, some two hundred of 49,408.
-    The others never change, and their gradients, moments and averages would take a tenth of every step.
+    Its table has rows for the tokens of its world alone, some two hundred of 49,408. The others never change, and their
+    gradients, moments and averages would take a tenth of every step.
     """
 
     no_extra: Tensor
@@ -35,7 +35,6 @@ class Denoiser(nn.Module):
         super().__init__()
         self.vocab_size, known = config.text_encoder.vocab_size, tokens.known_token_ids()
         self.text_encoder = CLIPTextModel(replace(config.text_encoder, vocab_size=len(known)))
-        self.unet = UNet2DConditionModel(config.unet)
         # Tokens that no caption has find themselves behind the table, where the encoder takes an extra embedding: 0.
         rows = torch.full((self.vocab_size,), len(known))
         rows[known] = torch.arange(len(known))
@@ -44,9 +43,18 @@ class Denoiser(nn.Module):
         self.register_buffer("no_skip", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """(B, L) -> (B, L, D)."""
-        embeddings: Tensor = self.text_encoder(self.rows[input_ids], self.no_extra, self.no_skip)
+        """(B, L) -> (B, L, D), in float32 whatever autocast says: gradients in bfloat16 take twice as long on a CPU."""
+        with torch.autocast(input_ids.device.type, enabled=False):
+            embeddings: Tensor = self.text_encoder(self.rows[input_ids], self.no_extra, self.no_skip)
         return embeddings
+
+
+class Denoiser(Texts):
+    """Text encoder and UNet as one network."""
+
+    def __init__(self, config: StableDiffusionConfig) -> None:
+        super().__init__(config)
+        self.unet = UNet2DConditionModel(config.unet)
 
     def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor) -> Tensor:
         """(B, Z, h, w), (B,), (B, L) -> (B, Z, h, w)."""
@@ -63,14 +71,19 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def initialise(network: Denoiser) -> None:
-    """Start so that every block of the UNet passes its input on and the prediction is 0, and texts are faint."""
+def initialise_texts(network: Texts) -> None:
+    """Start with faint words, as CLIP does."""
+    embeddings = network.text_encoder.text_model.embeddings
+    embeddings.token_embedding.weight.normal_(std=0.05)
+    embeddings.position_embedding.weight.normal_(std=0.01)
+
+
+@torch.no_grad()
+def initialise_unet(network: Denoiser) -> None:
+    """Start so that every block of the UNet passes its input on, and the prediction is 0."""
     for module in network.unet.modules():
         if isinstance(module, ResnetBlock2D):
             module.conv2.weight.zero_()
         elif isinstance(module, Transformer2DModel):
             module.proj_out.weight.zero_()
     network.unet.conv_out.weight.zero_()
-    embeddings = network.text_encoder.text_model.embeddings
-    embeddings.token_embedding.weight.normal_(std=0.05)
-    embeddings.position_embedding.weight.normal_(std=0.01)

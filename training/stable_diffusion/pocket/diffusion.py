@@ -21,7 +21,7 @@ from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import encode
 from training.stable_diffusion.pocket.captions import describe
 from training.stable_diffusion.pocket.config import DiffusionTraining, TrainConfig
-from training.stable_diffusion.pocket.denoiser import Denoiser, initialise
+from training.stable_diffusion.pocket.denoiser import Denoiser, initialise_unet
 from training.stable_diffusion.pocket.preview import prompt_sheet
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
@@ -62,12 +62,16 @@ class DiffusionStage:
 
     def __init__(self, config: TrainConfig, sources: Sources, device: torch.device, folder: Path) -> None:
         self.config, self.device, self.optimizer = config, device, config.diffusion.optimizer
-        vae_file, self.model_file = folder / checkpoint.VAE_NAME, folder / checkpoint.MODEL_NAME
+        vae_file, text_file = folder / checkpoint.VAE_NAME, folder / checkpoint.TEXT_NAME
+        self.model_file = folder / checkpoint.MODEL_NAME
         self.vae = checkpoint.load_vae(vae_file, config).to(device)
-        self.inputs = hashlib.sha256(f"{sources.sha256} {file_sha256(vae_file)}".encode()).hexdigest()
         torch.manual_seed(config.seed)
         self.network = Denoiser(config.model)
-        initialise(self.network)
+        checkpoint.load_text_encoder(text_file, self.network, config)
+        initialise_unet(self.network)
+        self.shares = {"text_encoder.": config.diffusion.text_rate}
+        learned = f"{sources.sha256} {file_sha256(vae_file)} {file_sha256(text_file)}"
+        self.inputs = hashlib.sha256(learned.encode()).hexdigest()
         size = config.diffusion.block_size
         self.drawn = Ahead(lambda index: draw_scenes(sources, config.seed, "diffusion", index, size))
         self.blocks: dict[int, Block] = {}

@@ -9,7 +9,6 @@ Shapes: B batch, H = W = 64 pixels, K classes of a head.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,31 +24,11 @@ from training.stable_diffusion.pocket import checkpoint
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import to_input, to_pixels
 from training.stable_diffusion.pocket.config import IMAGE_SIZE, JudgeNetwork, JudgeTraining, TrainConfig
+from training.stable_diffusion.pocket.reading import HEADS, head_losses, scene_of
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
-from training.stable_diffusion.pocket.world import (
-    COLOURS,
-    KINDS,
-    PAIRED_POSITIONS,
-    POSITIONS,
-    SIZES,
-    Scene,
-    Thing,
-)
+from training.stable_diffusion.pocket.world import Scene
 
-LAYOUTS: tuple[tuple[str, ...], ...] = (*((position,) for position in POSITIONS), *PAIRED_POSITIONS)
-COLOUR_NAMES = tuple(COLOURS)
-# What is read of a picture, each as one of its classes; the second thing and the size only where there are such.
-HEADS: dict[str, Sequence[object]] = {
-    "layout": LAYOUTS,
-    "background": COLOUR_NAMES,
-    "kind_1": KINDS,
-    "colour_1": COLOUR_NAMES,
-    "kind_2": KINDS,
-    "colour_2": COLOUR_NAMES,
-    "size": SIZES,
-}
-ABSENT = -100  # a class that cross-entropy leaves out
 SHARE_HELD_OUT = 0.2
 NOISE = 0.04  # standard deviation, in a range of 2: what is drawn is not as clean as what is rendered
 READ_AT_ONCE = 64
@@ -86,35 +65,13 @@ class Judge(nn.Module):
         return found
 
 
-def scene_of(classes: dict[str, int]) -> Scene:
-    """The scene that the heads' classes describe."""
-    positions = LAYOUTS[classes["layout"]]
-    size = SIZES[classes["size"]] if len(positions) == 1 else None
-    things = [
-        Thing(KINDS[classes[f"kind_{n}"]], COLOUR_NAMES[classes[f"colour_{n}"]], size, position)
-        for n, position in enumerate(positions, 1)
-    ]
-    return Scene(tuple(things), COLOUR_NAMES[classes["background"]])
-
-
-def classes_of(scene: Scene) -> dict[str, int]:
-    """What ``scene_of`` reads; ``ABSENT`` for heads that say nothing of such a scene."""
-    classes = dict.fromkeys(HEADS, ABSENT)
-    classes["layout"] = LAYOUTS.index(tuple(thing.position for thing in scene.things))
-    classes["background"] = COLOUR_NAMES.index(scene.background)
-    for n, thing in enumerate(scene.things, 1):
-        classes[f"kind_{n}"], classes[f"colour_{n}"] = KINDS.index(thing.kind), COLOUR_NAMES.index(thing.colour)
-    if scene.things[0].size is not None:
-        classes["size"] = SIZES.index(scene.things[0].size)
-    return classes
-
-
 class JudgeStage:
     """Learning to read scenes."""
 
     name = "judge"
 
     def __init__(self, config: TrainConfig, sources: Sources, device: torch.device, folder: Path) -> None:
+        self.shares: dict[str, float] = {}
         self.config, self.device, self.optimizer = config, device, config.judge.optimizer
         torch.manual_seed(config.seed)
         self.network = Judge(config.judge.network)
@@ -134,12 +91,7 @@ class JudgeStage:
         sample = sample + NOISE * torch.randn(sample.shape, generator=generator(self.config.seed, "judge-noise", step))
         with autocast(self.device, self.config.mixed_precision):
             logits = {name: each.float() for name, each in self.network(sample.to(self.device)).items()}
-        classes = [classes_of(scene) for scene in scenes]
-        losses = {
-            name: F.cross_entropy(logits[name], torch.tensor([each[name] for each in classes], device=self.device))
-            for name in HEADS
-            if any(each[name] != ABSENT for each in classes)
-        }
+        losses = head_losses(logits, scenes)
         return torch.stack(list(losses.values())).sum(), {name: loss.item() for name, loss in losses.items()}
 
     def preview(self, average: Judge) -> Tensor:

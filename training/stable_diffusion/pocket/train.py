@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from training.stable_diffusion.pocket.config import (
     DiffusionTraining,
     JudgeTraining,
     OptimizerConfig,
+    TextTraining,
     TrainConfig,
     VAETraining,
 )
@@ -41,11 +43,14 @@ class Stage(Protocol):
     optimizer: OptimizerConfig
     device: torch.device
     inputs: str  # SHA-256 of what it learns from, which must not change within a run
+    shares: Mapping[str, float]  # of the rates, for parameters whose names begin so
 
     @property
     def network(self) -> nn.Module: ...
 
-    def sections(self, config: TrainConfig) -> tuple[VAETraining | DiffusionTraining | JudgeTraining, Any]:
+    def sections(
+        self, config: TrainConfig
+    ) -> tuple[VAETraining | TextTraining | DiffusionTraining | JudgeTraining, Any]:
         """The two parts of a configuration that the stage depends on: its training and its networks."""
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -97,16 +102,35 @@ class Learner:
     counts: tuple[str, ...] = ("step",)
 
 
-def optimizers(network: nn.Module, config: OptimizerConfig) -> list[Learner]:
-    """Adam for all parameters; with a ``matrix_learning_rate`` Muon for the matrices inside the network."""
+def optimizers(network: nn.Module, config: OptimizerConfig, shares: Mapping[str, float] | None = None) -> list[Learner]:
+    """Adam for all parameters; with a ``matrix_learning_rate`` Muon for the matrices inside the network.
+
+    Args:
+        network: what learns.
+        config: how fast.
+        shares: of the rates, for parameters whose names begin so; the others have all of them.
+    """
     parameters = dict(network.named_parameters())
-    matrix_rate = config.matrix_learning_rate
+    learners = []
+    rest = list(parameters)
+    for beginning, share in {**(shares or {}), "": 1.0}.items():
+        names = [name for name in rest if name.startswith(beginning)]
+        rest = [name for name in rest if not name.startswith(beginning)]
+        learners += learners_of({name: parameters[name] for name in names}, config, share)
+    return learners
+
+
+def learners_of(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, share: float) -> list[Learner]:
+    """Adam and Muon for some parameters, at a share of the rates; at 0 nothing, so that they stay as they are."""
+    if not share or not parameters:
+        return []
+    rate, matrix_rate = share * config.learning_rate, share * config.matrix_learning_rate
     inner = [name for name, each in parameters.items() if matrix_rate and is_inner_matrix(name, each)]
     outer = [name for name in parameters if name not in set(inner)]
     betas = (0.9, config.beta2)
-    adam = torch.optim.Adam([parameters[name] for name in outer], lr=config.learning_rate, betas=betas, fused=True)
-    learners = [Learner(adam, outer, config.learning_rate)]
-    if matrix_rate:
+    adam = torch.optim.Adam([parameters[name] for name in outer], lr=rate, betas=betas, fused=True)
+    learners = [Learner(adam, outer, rate)]
+    if inner:
         muon = Muon([parameters[name] for name in inner], lr=matrix_rate)
         learners.append(Learner(muon, inner, matrix_rate, ("momentum",), ()))
     return learners
@@ -133,7 +157,7 @@ class Trainer:
         self.config = stage.optimizer
         network: Any = stage.network.to(stage.device)
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # in which convolutions are fastest
-        self.optimizers = optimizers(self.network, self.config)
+        self.optimizers = optimizers(self.network, self.config, stage.shares)
         self.average = AveragedModel(self.network, multi_avg_fn=ema_update(self.config.ema_decay), use_buffers=True)
         self.step = 0
         self.interrupted = False

@@ -1,0 +1,74 @@
+"""What can be told of a scene, as classes: by a judge from its picture, by the text encoder from its sentence.
+
+Shapes: B batch, K classes of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.stable_diffusion.pocket.world import (
+    COLOURS,
+    KINDS,
+    PAIRED_POSITIONS,
+    POSITIONS,
+    SIZES,
+    Scene,
+    Thing,
+)
+
+LAYOUTS: tuple[tuple[str, ...], ...] = (*((position,) for position in POSITIONS), *PAIRED_POSITIONS)
+COLOUR_NAMES = tuple(COLOURS)
+# What is read of a picture, each as one of its classes; the second thing and the size only where there are such.
+HEADS: dict[str, Sequence[object]] = {
+    "layout": LAYOUTS,
+    "background": COLOUR_NAMES,
+    "kind_1": KINDS,
+    "colour_1": COLOUR_NAMES,
+    "kind_2": KINDS,
+    "colour_2": COLOUR_NAMES,
+    "size": SIZES,
+}
+ABSENT = -100  # a class that cross-entropy leaves out
+
+
+def scene_of(classes: dict[str, int]) -> Scene:
+    """The scene that the heads' classes describe."""
+    positions = LAYOUTS[classes["layout"]]
+    size = SIZES[classes["size"]] if len(positions) == 1 else None
+    things = [
+        Thing(KINDS[classes[f"kind_{n}"]], COLOUR_NAMES[classes[f"colour_{n}"]], size, position)
+        for n, position in enumerate(positions, 1)
+    ]
+    return Scene(tuple(things), COLOUR_NAMES[classes["background"]])
+
+
+def classes_of(scene: Scene) -> dict[str, int]:
+    """What ``scene_of`` reads; ``ABSENT`` for heads that say nothing of such a scene."""
+    classes = dict.fromkeys(HEADS, ABSENT)
+    classes["layout"] = LAYOUTS.index(tuple(thing.position for thing in scene.things))
+    classes["background"] = COLOUR_NAMES.index(scene.background)
+    for n, thing in enumerate(scene.things, 1):
+        classes[f"kind_{n}"], classes[f"colour_{n}"] = KINDS.index(thing.kind), COLOUR_NAMES.index(thing.colour)
+    if scene.things[0].size is not None:
+        classes["size"] = SIZES.index(scene.things[0].size)
+    return classes
+
+
+def head_losses(logits: dict[str, Tensor], scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """The cross-entropy of each head that says something of any of B scenes.
+
+    Args:
+        logits: (B, K) by head, float32.
+        scenes: B of them.
+    """
+    classes = [classes_of(scene) for scene in scenes]
+    return {
+        name: F.cross_entropy(each, torch.tensor([those[name] for those in classes], device=each.device))
+        for name, each in logits.items()
+        if any(those[name] != ABSENT for those in classes)
+    }
