@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["vae-state", "vae", "diffusion-state", "model"])
+@pytest.mark.parametrize("name", ["vae-state", "vae", "text-state", "text", "diffusion-state", "model"])
 def test_an_earlier_run_is_not_overwritten(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / f"{name}.safetensors").write_bytes(b"hours of work")
     assert main(["stable-diffusion", "--out", str(tmp_path)]) == 2

@@ -13,7 +13,8 @@ import torch
 from training.data import Dataset
 from training.errors import CheckpointError
 from training.stable_diffusion.pocket.config import JudgeNetwork, OptimizerConfig, pocket
-from training.stable_diffusion.pocket.judge import ABSENT, HEADS, Judge, JudgeStage, classes_of, load_judge, scene_of
+from training.stable_diffusion.pocket.judge import Judge, JudgeStage, load_judge
+from training.stable_diffusion.pocket.reading import ABSENT, HEADS, classes_of, scene_of
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.train import Run, Trainer

@@ -32,7 +32,7 @@ from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import VAEStage, encode, patched, posterior, standardise, to_input
 from training.stable_diffusion.pocket.captions import known_words
-from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME, VAE
+from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME, TEXT, VAE
 from training.stable_diffusion.pocket.command import STAGES
 from training.stable_diffusion.pocket.config import (
     POCKET,
@@ -40,11 +40,12 @@ from training.stable_diffusion.pocket.config import (
     JudgeNetwork,
     JudgeTraining,
     OptimizerConfig,
+    TextTraining,
     TrainConfig,
     VAETraining,
     pocket,
 )
-from training.stable_diffusion.pocket.denoiser import TABLE, Denoiser, initialise
+from training.stable_diffusion.pocket.denoiser import TABLE, Denoiser, initialise_texts, initialise_unet
 from training.stable_diffusion.pocket.diffusion import diffusion_loss
 from training.stable_diffusion.pocket.scenes import draw_pictures
 from training.stable_diffusion.pocket.sources import Sources
@@ -69,6 +70,7 @@ TINY = StableDiffusionConfig(
 STEPS = 6
 CONFIG = TrainConfig(
     vae=VAETraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2)),
+    text=TextTraining(OptimizerConfig(STEPS, 2, 1e-3, 1, 2, matrix_learning_rate=2e-3)),
     diffusion=DiffusionTraining(
         OptimizerConfig(STEPS, 2, 1e-3, 1, 2, matrix_learning_rate=2e-3), block_size=4, blocks=2, block_steps=2
     ),
@@ -89,17 +91,18 @@ def sources() -> Sources:
 
 
 @pytest.fixture(scope="module")
-def with_vae(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run whose first stage has ended."""
-    folder = tmp_path_factory.mktemp("vae")
+def ready(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose first two stages have ended."""
+    folder = tmp_path_factory.mktemp("ready")
     assert train("vae", folder, sources)
+    assert train("text", folder, sources)
     return folder
 
 
 @pytest.fixture(scope="module")
-def whole(with_vae: Path, sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(ready: Path, sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was never stopped."""
-    folder = copy_of(with_vae, tmp_path_factory.mktemp("whole"))
+    folder = copy_of(ready, tmp_path_factory.mktemp("whole"))
     assert train("diffusion", folder, sources)
     assert train("judge", folder, sources)
     return folder
@@ -123,9 +126,9 @@ def copy_of(run: Path, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_stopped_at_every_step_ends_with_the_same_bytes_as_one_never_stopped(
-    stage: str, with_vae: Path, whole: Path, sources: Sources, tmp_path: Path
+    stage: str, ready: Path, whole: Path, sources: Sources, tmp_path: Path
 ) -> None:
-    folder = copy_of(with_vae, tmp_path) if stage == "diffusion" else tmp_path
+    folder = copy_of(ready, tmp_path) if stage == "diffusion" else tmp_path
     for _ in range(STEPS - 1):
         assert not trainer(stage, folder, sources, deadline=time.monotonic()).run()
     assert train(stage, folder, sources)
@@ -134,7 +137,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bytes_as_one_never_stopp
 
 
 @pytest.mark.slow
-def test_the_number_of_steps_may_change_until_the_rate_falls(with_vae: Path, sources: Sources, tmp_path: Path) -> None:
+def test_the_number_of_steps_may_change_until_the_rate_falls(ready: Path, sources: Sources, tmp_path: Path) -> None:
     def with_steps(steps: int) -> TrainConfig:
         optimizer = dataclasses.replace(CONFIG.vae.optimizer, steps=steps)
         return dataclasses.replace(CONFIG, vae=dataclasses.replace(CONFIG.vae, optimizer=optimizer))
@@ -142,18 +145,16 @@ def test_the_number_of_steps_may_change_until_the_rate_falls(with_vae: Path, sou
     for _ in range(3):
         assert not trainer("vae", tmp_path, sources, with_steps(9), time.monotonic()).run()
     assert train("vae", tmp_path, sources)
-    assert (tmp_path / "vae.safetensors").read_bytes() == (with_vae / "vae.safetensors").read_bytes()
+    assert (tmp_path / "vae.safetensors").read_bytes() == (ready / "vae.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="steps 6 there and 7 here"):
         trainer("vae", tmp_path, sources, with_steps(7))
 
 
-def test_a_stage_does_not_resume_from_another_run(
-    with_vae: Path, whole: Path, sources: Sources, tmp_path: Path
-) -> None:
+def test_a_stage_does_not_resume_from_another_run(ready: Path, whole: Path, sources: Sources, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"belongs to another run \(seed 0 there and 1 here\)"):
-        trainer("vae", with_vae, sources, dataclasses.replace(CONFIG, seed=1))
+        trainer("vae", ready, sources, dataclasses.replace(CONFIG, seed=1))
     others = dataclasses.replace(sources, sha256="of others")
-    with pytest.raises(CheckpointError, match="other images or another VAE"):
+    with pytest.raises(CheckpointError, match="other images, or another VAE or text encoder"):
         trainer("diffusion", whole, others)
     spoilt = copy_of(whole, tmp_path) / "vae-state.safetensors"
     tensors, metadata = read(spoilt, STATE)
@@ -163,12 +164,26 @@ def test_a_stage_does_not_resume_from_another_run(
         trainer("vae", spoilt.parent, sources)
 
 
-def test_diffusion_needs_a_vae_of_the_same_sizes(with_vae: Path, sources: Sources, tmp_path: Path) -> None:
+def test_diffusion_needs_a_vae_and_a_text_encoder_of_the_same_sizes(
+    ready: Path, sources: Sources, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match="does not exist; make one with: python -m training stable-diffusion"):
         trainer("diffusion", tmp_path, sources)
     model = dataclasses.replace(TINY, vae=dataclasses.replace(TINY.vae, block_out_channels=(4, 8, 8)))
     with pytest.raises(CheckpointError, match="has other sizes"):
-        trainer("diffusion", with_vae, sources, dataclasses.replace(CONFIG, model=model))
+        trainer("diffusion", ready, sources, dataclasses.replace(CONFIG, model=model))
+    wider = dataclasses.replace(TINY.text_encoder, intermediate_size=24)
+    with pytest.raises(CheckpointError, match="text.safetensors has other sizes"):
+        trainer(
+            "diffusion",
+            ready,
+            sources,
+            dataclasses.replace(CONFIG, model=dataclasses.replace(TINY, text_encoder=wider)),
+        )
+    lacking = copy_of(ready, tmp_path)
+    (lacking / "text.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="text.safetensors does not exist; make one with"):
+        trainer("diffusion", lacking, sources)
 
 
 def test_every_stage_shows_a_sheet(whole: Path) -> None:
@@ -204,6 +219,26 @@ def test_matrices_inside_the_network_learn_by_muon_and_all_else_by_adam() -> Non
     assert "text_encoder.text_model.embeddings.token_embedding.weight" in adam.names
     (alone,) = optimizers(network, dataclasses.replace(optimizer, matrix_learning_rate=0.0))
     assert len(alone.names) == len(adam.names) + len(muon.names)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.0])
+def test_a_part_of_the_network_learns_at_a_share_of_the_rates(share: float) -> None:
+    network = Denoiser(TINY)
+    optimizer = OptimizerConfig(10, 1, 1e-3, 2, 4, matrix_learning_rate=2e-3)
+    *slow, adam, muon = optimizers(network, optimizer, {"text_encoder.": share})
+    assert (adam.learning_rate, muon.learning_rate) == (1e-3, 2e-3)
+    assert not any(name.startswith("text_encoder.") for name in adam.names + muon.names)
+    assert [each.learning_rate for each in slow] == pytest.approx([1e-4, 2e-4] if share else [])
+    assert all(name.startswith("text_encoder.") for each in slow for name in each.names)
+    learning = [name for each in (*slow, adam, muon) for name in each.names]
+    assert sorted(learning) == sorted(name for name, _ in network.named_parameters() if share or "unet." in name)
+
+
+def test_the_text_encoder_starts_as_it_has_learned_to_read(ready: Path, sources: Sources) -> None:
+    learned, _ = read(ready / "text.safetensors", TEXT)
+    started = trainer("diffusion", ready, sources).network.get_submodule("text_encoder").state_dict()
+    assert started.keys() == learned.keys()
+    assert all(torch.equal(started[name], learned[name]) for name in learned)
 
 
 def test_latents_and_pictures_are_patched_at_the_same_places() -> None:
@@ -267,7 +302,8 @@ def test_tokens_that_no_caption_has_are_zero_in_the_model(whole: Path) -> None:
 def test_the_short_table_of_training_says_what_the_whole_one_says() -> None:
     torch.manual_seed(0)
     denoiser = Denoiser(TINY)
-    initialise(denoiser)
+    initialise_texts(denoiser)
+    initialise_unet(denoiser)
     weights = denoiser.weights()
     encoder = CLIPTextModel(TINY.text_encoder)
     encoder.load_state_dict(weights["text_encoder"])

@@ -217,7 +217,7 @@ class Trainer:
             there, here = getattr(theirs, name), getattr(self.stage.config, name)
             differences += [f"{name} {there} there and {here} here"] if there != here else []
         if inputs != self.stage.inputs:
-            differences.append("other images or another VAE")
+            differences.append("other images, or another VAE or text encoder")
         if any(differences):
             raise CheckpointError(
                 f"{self.state_file} belongs to another run ({', '.join(filter(None, differences))}); "

@@ -1,0 +1,68 @@
+"""Proves of the text encoder's first lessons that they are about every place behind a sentence, leave out what is held
+out, and teach it to read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.stable_diffusion.pocket import tokens
+from training.stable_diffusion.pocket.config import OptimizerConfig, TextTraining, pocket
+from training.stable_diffusion.pocket.reading import ABSENT, HEADS, classes_of
+from training.stable_diffusion.pocket.sources import Sources
+from training.stable_diffusion.pocket.text import PREVIEWED, TextStage, first_ends
+from training.stable_diffusion.pocket.train import Run, Trainer
+from training.stable_diffusion.pocket.world import is_held_out
+
+NO_SOURCES = Sources({}, "none are needed")
+CPU = torch.device("cpu")
+
+
+def stage_of(steps: int, batch: int, folder: Path) -> TextStage:
+    optimizer = OptimizerConfig(steps, batch, 1e-3, 20, steps // 3, ema_decay=0.9, matrix_learning_rate=2e-3)
+    return TextStage(dataclasses.replace(pocket(), text=TextTraining(optimizer)), NO_SOURCES, CPU, folder)
+
+
+def test_the_first_end_is_behind_the_sentence() -> None:
+    ids = tokens.encode(["a red sneaker", "", "the digit seven in yellow on blue"])
+    ends = first_ends(ids)
+    assert ends.tolist() == [4, 1, 8]
+    assert (ids[range(3), ends] == tokens.END).all()
+    assert (ids[range(3), ends - 1] != tokens.END).all()
+
+
+def test_what_is_held_out_is_never_read(tmp_path: Path) -> None:
+    scenes, captions = stage_of(9, 2, tmp_path).sentences("text", 0, 500)
+    assert len({caption.text for caption in captions}) > 400
+    assert not any(
+        is_held_out(thing.kind, thing.colour, scene.background) for scene in scenes for thing in scene.things
+    )
+
+
+def test_it_begins_by_knowing_nothing(tmp_path: Path) -> None:
+    _, parts = stage_of(9, 64, tmp_path).loss(0)
+    assert parts.keys() == HEADS.keys()
+
+
+@pytest.mark.slow
+def test_it_learns_what_single_things_are(tmp_path: Path) -> None:
+    """A tenth of the preset's lessons; which of two things is where takes the rest of them."""
+    stage = stage_of(250, 64, tmp_path)
+    trainer = Trainer(stage, Run(tmp_path, progress=False))
+    assert trainer.run()
+    scenes, captions = stage.sentences("test", 0, PREVIEWED)
+    ids = tokens.encode([caption.text for caption in captions])
+    with torch.no_grad():
+        read = trainer.average.module(ids, first_ends(ids))
+    for name, said in (("kind_1", "kind"), ("colour_1", "colour")):
+        right = [
+            int(read[name][k].argmax()) == classes_of(scene)[name]
+            for k, (scene, caption) in enumerate(zip(scenes, captions, strict=True))
+            if len(scene.things) == 1 and caption.statement.things and getattr(caption.statement.things[0], said)
+        ]
+        assert len(right) > 100
+        assert sum(right) / len(right) > 0.9, name
+    assert all(number == ABSENT or number >= 0 for scene in scenes for number in classes_of(scene).values())
