@@ -173,7 +173,7 @@ def test_diffusion_needs_a_vae_and_a_text_encoder_of_the_same_sizes(
     with pytest.raises(CheckpointError, match="has other sizes"):
         trainer("diffusion", ready, sources, dataclasses.replace(CONFIG, model=model))
     wider = dataclasses.replace(TINY.text_encoder, intermediate_size=24)
-    with pytest.raises(CheckpointError, match="text.safetensors has other sizes"):
+    with pytest.raises(CheckpointError, match=r"text\.safetensors has other sizes"):
         trainer(
             "diffusion",
             ready,
@@ -182,7 +182,7 @@ def test_diffusion_needs_a_vae_and_a_text_encoder_of_the_same_sizes(
         )
     lacking = copy_of(ready, tmp_path)
     (lacking / "text.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="text.safetensors does not exist; make one with"):
+    with pytest.raises(CheckpointError, match=r"text\.safetensors does not exist; make one with"):
         trainer("diffusion", lacking, sources)
 
 
