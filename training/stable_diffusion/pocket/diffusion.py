@@ -1,4 +1,4 @@
-"""The second stage of the pocket model: text encoder and UNet learn together to find the scene in the noise.
+"""The third stage of the pocket model: text encoder and UNet learn together to find the scene in the noise.
 
 Shapes: B batch, Z latent channels, h w latents, L tokens.
 """
