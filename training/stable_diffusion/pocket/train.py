@@ -43,7 +43,7 @@ class Stage(Protocol):
     optimizer: OptimizerConfig
     device: torch.device
     inputs: str  # SHA-256 of what it learns from, which must not change within a run
-    shares: Mapping[str, float]  # of the rates, for parameters whose names begin so
+    shares: dict[str, float]  # of the rates, for parameters whose names begin so
 
     @property
     def network(self) -> nn.Module: ...
