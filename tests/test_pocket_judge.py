@@ -14,11 +14,11 @@ from training.data import Dataset
 from training.errors import CheckpointError
 from training.stable_diffusion.pocket.config import JudgeNetwork, OptimizerConfig, pocket
 from training.stable_diffusion.pocket.judge import Judge, JudgeStage, load_judge
-from training.stable_diffusion.pocket.reading import ABSENT, HEADS, classes_of, scene_of
+from training.stable_diffusion.pocket.reading import ABSENT, HEADS, classes_of, head_losses, scene_of
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.train import Run, Trainer
-from training.stable_diffusion.pocket.world import draw_scene, is_held_out
+from training.stable_diffusion.pocket.world import Scene, Thing, draw_scene, is_held_out
 
 STEPS = 80
 
@@ -97,3 +97,14 @@ def test_the_loss_names_what_it_is_made_of(sources: Sources, folder: Path) -> No
 def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not exist; make one with: .* --stage judge"):
         load_judge(tmp_path / "judge.safetensors")
+
+
+def test_a_head_that_nothing_is_said_of_has_no_loss_and_a_gradient() -> None:
+    """A batch without pairs, say: what the optimizer keeps for the head is there all the same."""
+    scene = Scene((Thing("bag", "red", "large", "centre"),), "white")
+    logits = {name: torch.zeros(2, len(classes), requires_grad=True) for name, classes in HEADS.items()}
+    losses = head_losses(logits, [scene, scene])
+    assert losses["kind_2"].item() == 0
+    assert losses["kind_1"].item() == pytest.approx(math.log(len(HEADS["kind_1"])))
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(each.grad is not None for each in logits.values())

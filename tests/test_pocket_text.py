@@ -45,12 +45,12 @@ def test_what_is_held_out_is_never_read(tmp_path: Path) -> None:
 def test_every_head_has_its_loss(tmp_path: Path) -> None:
     loss, parts = stage_of(60, 64, tmp_path).loss(0)
     assert parts.keys() == HEADS.keys()
-    assert float(loss) == pytest.approx(sum(parts.values()), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-5)
 
 
 @pytest.mark.slow
 def test_it_learns_what_single_things_are(tmp_path: Path) -> None:
-    """A tenth of the preset's lessons; which of two things is where takes the rest of them."""
+    """More than four of five, after a twentieth of the preset's lessons; pairs take the others."""
     stage = stage_of(250, 64, tmp_path)
     trainer = Trainer(stage, Run(tmp_path, progress=False))
     assert trainer.run()
@@ -65,4 +65,4 @@ def test_it_learns_what_single_things_are(tmp_path: Path) -> None:
             if len(scene.things) == 1 and caption.statement.things and getattr(caption.statement.things[0], said)
         ]
         assert len(right) > 100
-        assert sum(right) / len(right) > 0.9, name
+        assert sum(right) / len(right) > 0.8, name

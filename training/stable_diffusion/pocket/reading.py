@@ -60,15 +60,16 @@ def classes_of(scene: Scene) -> dict[str, int]:
 
 
 def head_losses(logits: dict[str, Tensor], scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """The cross-entropy of each head that says something of any of B scenes.
+    """The cross-entropy of each head; 0 for one that says nothing of any of B scenes.
 
     Args:
         logits: (B, K) by head, float32.
         scenes: B of them.
     """
     classes = [classes_of(scene) for scene in scenes]
-    return {
-        name: F.cross_entropy(each, torch.tensor([those[name] for those in classes], device=each.device))
-        for name, each in logits.items()
-        if any(those[name] != ABSENT for those in classes)
-    }
+    losses = {}
+    for name, each in logits.items():
+        targets = torch.tensor([those[name] for those in classes], device=each.device)
+        silent = bool((targets == ABSENT).all())  # a mean of nothing is no number; a gradient of 0 keeps its moments
+        losses[name] = 0 * each.sum() if silent else F.cross_entropy(each, targets)
+    return losses
