@@ -124,7 +124,7 @@ def test_things_are_where_their_scene_says(sources: Sources) -> None:
             assert (offset > 5) == (after in words), (scene, row, column)
 
 
-def test_two_things_do_not_overlap(sources: Sources) -> None:
+def test_two_things_touch_at_most(sources: Sources) -> None:
     """At their largest, and moved towards each other, they share two lines of pixels, where their edges are."""
     scene = Scene((Thing("bag", "red", None, "top"), Thing("coat", "blue", None, "bottom")), "white")
     for seed in range(50):

@@ -83,7 +83,7 @@ class VAEStage:
         return rows.permute(3, 1, 0, 4, 2, 5).flatten(4).flatten(1, 3)  # (3, rows · 2 · H, columns · W)
 
     def publish(self, average: AutoencoderKL, metadata: dict[str, str]) -> None:
-        """Write the VAE for the second stage once it has learned enough.
+        """Write the VAE for the stages after it once it has learned enough.
 
         Its latents are brought to scale 1 and each channel to mean 0, as diffusion wants them, by its own weights.
         Among each other the channels keep their scales, so that what matters less is drowned by noise sooner.

@@ -8,9 +8,12 @@ tools read it, whose metadata holds its sizes and the words it knows. The judge 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from training import checkpoint, configuration
 from training.checkpoint import CheckpointError, Kind, one_line
@@ -44,17 +47,9 @@ def load_vae(path: Path, config: TrainConfig) -> AutoencoderKL:
     Raises:
         CheckpointError: it is missing, damaged, or of a run with another configuration.
     """
-    tensors, metadata = checkpoint.read(path, VAE)
-    try:
-        theirs = TrainConfig.from_json(metadata["config"]).model.vae
-        if theirs != config.model.vae:
-            difference = configuration.difference(theirs, config.model.vae)
-            raise CheckpointError(f"{path} has other sizes ({difference}); choose another --out")
-        with torch.device("meta"):
-            vae = AutoencoderKL(config.model.vae)
-        checkpoint.fill(vae, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold the VAE of a run: {one_line(error)}") from error
+    with torch.device("meta"):
+        vae = AutoencoderKL(config.model.vae)
+    load_part(path, VAE, "VAE", lambda whole: whole.model.vae, config, lambda tensors: checkpoint.fill(vae, tensors))
     return vae.eval()
 
 
@@ -68,15 +63,38 @@ def load_text_encoder(path: Path, texts: Texts, config: TrainConfig) -> None:
     Raises:
         CheckpointError: it is missing, damaged, or of a run with another configuration.
     """
-    tensors, metadata = checkpoint.read(path, TEXT)
+    take = texts.text_encoder.load_state_dict
+    load_part(path, TEXT, "text encoder", lambda whole: whole.model.text_encoder, config, take)
+
+
+def load_part(
+    path: Path,
+    kind: Kind,
+    name: str,
+    sizes: Callable[[TrainConfig], Any],
+    config: TrainConfig,
+    take: Callable[[dict[str, Tensor]], object],
+) -> None:
+    """Read what an earlier stage has made, if it is of the same sizes.
+
+    Args:
+        path, kind, name: the file, and what it has to hold.
+        sizes: which part of a configuration it depends on.
+        config: of this run.
+        take: what puts the tensors into a network.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a run with another configuration.
+    """
+    tensors, metadata = checkpoint.read(path, kind)
     try:
-        theirs = TrainConfig.from_json(metadata["config"]).model.text_encoder
-        if theirs != config.model.text_encoder:
-            difference = configuration.difference(theirs, config.model.text_encoder)
+        theirs, ours = sizes(TrainConfig.from_json(metadata["config"])), sizes(config)
+        if theirs != ours:
+            difference = configuration.difference(theirs, ours)
             raise CheckpointError(f"{path} has other sizes ({difference}); choose another --out")
-        texts.text_encoder.load_state_dict(tensors)
+        take(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold the text encoder of a run: {one_line(error)}") from error
+        raise CheckpointError(f"{path} does not hold the {name} of a run: {one_line(error)}") from error
 
 
 def write_model(

@@ -24,7 +24,7 @@ from training.stable_diffusion.pocket import checkpoint
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import to_input, to_pixels
 from training.stable_diffusion.pocket.config import IMAGE_SIZE, JudgeNetwork, JudgeTraining, TrainConfig
-from training.stable_diffusion.pocket.reading import HEADS, head_losses, scene_of
+from training.stable_diffusion.pocket.reading import HEADS, Heads, head_losses, scene_of
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import Scene
@@ -44,7 +44,7 @@ class Judge(nn.Module):
         self.blocks = nn.ModuleList(Block(before, after) for before, after in itertools.pairwise(channels))
         side = IMAGE_SIZE >> config.levels
         self.hidden = nn.Linear(channels[-1] * side**2, config.hidden)
-        self.heads = nn.ModuleDict({name: nn.Linear(config.hidden, len(classes)) for name, classes in HEADS.items()})
+        self.heads = Heads(config.hidden)
 
     def forward(self, sample: Tensor) -> dict[str, Tensor]:
         """Pictures in [-1, 1], float32 (B, 3, H, W) -> logits (B, K) by head."""
@@ -52,7 +52,8 @@ class Judge(nn.Module):
         for block in self.blocks:
             x = F.max_pool2d(block(x), 2)
         hidden = F.relu(self.hidden(x.flatten(1)))  # not averaged over the picture: places count
-        return {name: head(hidden) for name, head in self.heads.items()}
+        logits: dict[str, Tensor] = self.heads(hidden)
+        return logits
 
     @torch.no_grad()
     def read(self, pictures: UInt8) -> list[Scene]:

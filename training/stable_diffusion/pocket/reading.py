@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.stable_diffusion.pocket.world import (
     COLOURS,
@@ -34,6 +34,21 @@ HEADS: dict[str, Sequence[object]] = {
     "size": SIZES,
 }
 ABSENT = -100  # a class that cross-entropy leaves out
+
+
+class Heads(nn.ModuleDict):
+    """A linear map to the classes of each head.
+
+    Args:
+        width: of the features that they read.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__({name: nn.Linear(width, len(classes)) for name, classes in HEADS.items()})
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """(B, width) -> logits (B, K) by head."""
+        return {name: head(features) for name, head in self.items()}
 
 
 def scene_of(classes: dict[str, int]) -> Scene:

@@ -17,7 +17,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.randomness import array_generator, generator
 from training.stable_diffusion.config import StableDiffusionConfig, TextEncoderConfig
@@ -25,7 +25,7 @@ from training.stable_diffusion.pocket import checkpoint, tokens
 from training.stable_diffusion.pocket.captions import Caption, describe
 from training.stable_diffusion.pocket.config import TextTraining, TrainConfig
 from training.stable_diffusion.pocket.denoiser import Texts, initialise_texts
-from training.stable_diffusion.pocket.reading import HEADS, classes_of, head_losses
+from training.stable_diffusion.pocket.reading import ABSENT, HEADS, Heads, classes_of, head_losses
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import Scene, draw_scene
 
@@ -39,13 +39,12 @@ class Reader(Texts):
 
     def __init__(self, config: StableDiffusionConfig) -> None:
         super().__init__(config)
-        width = config.text_encoder.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(classes)) for name, classes in HEADS.items()})
+        self.heads = Heads(config.text_encoder.hidden_size)
 
     def forward(self, input_ids: Tensor, places: Tensor) -> dict[str, Tensor]:
         """(B, L) tokens, and for each sentence the token to read from, (B,) -> logits (B, K) by head."""
-        embeddings = self.embed(input_ids)[torch.arange(len(places)), places]
-        return {name: head(embeddings) for name, head in self.heads.items()}
+        logits: dict[str, Tensor] = self.heads(self.embed(input_ids)[torch.arange(len(places)), places])
+        return logits
 
 
 class TextStage:
@@ -94,14 +93,13 @@ class TextStage:
         input_ids = tokens.encode([caption.text for caption in captions])
         read = average(input_ids.to(self.device), first_ends(input_ids).to(self.device))
         sheet = torch.full((3, len(HEADS) * (BAR_HEIGHT + GAP), BAR_WIDTH), PAPER, dtype=torch.uint8)
+        colour = torch.tensor(BAR, dtype=torch.uint8)[:, None, None]
+        classes = [classes_of(scene) for scene in scenes]
         for row, (name, logits) in enumerate(read.items()):
-            classes = torch.tensor([classes_of(scene)[name] for scene in scenes])
-            there = classes >= 0
-            share = float((logits.argmax(1).cpu() == classes)[there].float().mean())
+            told = torch.tensor([each[name] for each in classes])
+            share = float((logits.argmax(1).cpu() == told)[told != ABSENT].float().mean())
             top = row * (BAR_HEIGHT + GAP)
-            sheet[:, top : top + BAR_HEIGHT, : round(share * BAR_WIDTH)] = torch.tensor(BAR, dtype=torch.uint8)[
-                :, None, None
-            ]
+            sheet[:, top : top + BAR_HEIGHT, : round(share * BAR_WIDTH)] = colour
         return sheet
 
     def publish(self, average: Reader, metadata: dict[str, str]) -> None:
