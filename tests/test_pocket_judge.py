@@ -14,7 +14,7 @@ from training.data import Dataset
 from training.errors import CheckpointError
 from training.stable_diffusion.pocket.config import JudgeNetwork, OptimizerConfig, pocket
 from training.stable_diffusion.pocket.judge import Judge, JudgeStage, load_judge
-from training.stable_diffusion.pocket.reading import ABSENT, HEADS, classes_of, head_losses, scene_of
+from training.stable_diffusion.pocket.reading import ABSENT, SCENE_HEADS, classes_of, head_losses, scene_of
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.train import Run, Trainer
@@ -63,7 +63,9 @@ def test_a_scene_and_its_classes_say_the_same() -> None:
 def test_every_head_has_its_classes() -> None:
     with torch.no_grad():
         logits = Judge(pocket().judge.network)(torch.zeros(2, 3, 64, 64))
-    assert {name: each.shape for name, each in logits.items()} == {name: (2, len(HEADS[name])) for name in HEADS}
+    assert {name: each.shape for name, each in logits.items()} == {
+        name: (2, len(SCENE_HEADS[name])) for name in SCENE_HEADS
+    }
 
 
 def test_held_out_combinations_are_among_its_scenes(sources: Sources) -> None:
@@ -88,10 +90,10 @@ def test_it_learns_to_read_scenes_it_has_not_seen(folder: Path, sources: Sources
 def test_the_loss_names_what_it_is_made_of(sources: Sources, folder: Path) -> None:
     stage = JudgeStage(pocket(), sources, torch.device("cpu"), folder)
     loss, parts = stage.loss(0)
-    assert parts.keys() == HEADS.keys()
+    assert parts.keys() == SCENE_HEADS.keys()
     assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-5)
     for name, part in parts.items():
-        assert part == pytest.approx(math.log(len(HEADS[name])), rel=0.2), name  # it knows nothing yet
+        assert part == pytest.approx(math.log(len(SCENE_HEADS[name])), rel=0.2), name  # it knows nothing yet
 
 
 def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
@@ -102,9 +104,9 @@ def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
 def test_a_head_that_nothing_is_said_of_has_no_loss_and_a_gradient() -> None:
     """A batch without pairs, say: what the optimizer keeps for the head is there all the same."""
     scene = Scene((Thing("bag", "red", "large", "centre"),), "white")
-    logits = {name: torch.zeros(2, len(classes), requires_grad=True) for name, classes in HEADS.items()}
-    losses = head_losses(logits, [scene, scene])
+    logits = {name: torch.zeros(2, len(classes), requires_grad=True) for name, classes in SCENE_HEADS.items()}
+    losses = head_losses(logits, [classes_of(scene)] * 2)
     assert losses["kind_2"].item() == 0
-    assert losses["kind_1"].item() == pytest.approx(math.log(len(HEADS["kind_1"])))
+    assert losses["kind_1"].item() == pytest.approx(math.log(len(SCENE_HEADS["kind_1"])))
     torch.stack(list(losses.values())).sum().backward()
     assert all(each.grad is not None for each in logits.values())

@@ -1,5 +1,5 @@
-"""Proves of the text encoder's first lessons that they are about every place behind a sentence, leave out what is held
-out, and teach it to read."""
+"""Proves of the text encoder's first lessons that each place behind a sentence speaks for a quarter of the picture, that
+they leave out what is held out, and that they teach it to read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.config import OptimizerConfig, TextTraining, pocket
-from training.stable_diffusion.pocket.reading import HEADS, classes_of
+from training.stable_diffusion.pocket.reading import QUARTER_HEADS, QUARTERS, classes_of_quarter
 from training.stable_diffusion.pocket.sources import Sources
-from training.stable_diffusion.pocket.text import PREVIEWED, TextStage, first_ends
+from training.stable_diffusion.pocket.text import PREVIEWED, TextStage, classes_at, first_ends
 from training.stable_diffusion.pocket.train import Run, Trainer
-from training.stable_diffusion.pocket.world import is_held_out
+from training.stable_diffusion.pocket.world import KINDS, Scene, Thing, is_held_out
 
 NO_SOURCES = Sources({}, "none are needed")
 CPU = torch.device("cpu")
@@ -42,9 +42,32 @@ def test_what_is_held_out_is_never_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_quarter_shows_the_thing_that_is_nearer() -> None:
+    zero, bag = Thing("zero", "yellow", None, "left"), Thing("bag", "blue", None, "right")
+    boot = Thing("ankle boot", "red", "small", "top left")
+    beside = Scene((zero, bag), "black")
+    above = Scene((dataclasses.replace(zero, position="top"), dataclasses.replace(bag, position="bottom")), "black")
+    assert QUARTERS == ("top left", "top right", "bottom left", "bottom right")
+    for scene, kinds in (
+        (beside, ("zero", "bag", "zero", "bag")),
+        (above, ("zero", "zero", "bag", "bag")),
+        (Scene((boot,), "white"), ("ankle boot",) * 4),
+    ):
+        shown = [classes_of_quarter(scene, quarter) for quarter in range(4)]
+        assert tuple(KINDS[each["kind"]] for each in shown) == kinds
+        assert [each["quarter"] for each in shown] == [0, 1, 2, 3]
+        assert len({(each["layout"], each["background"], each["size"]) for each in shown}) == 1
+
+
+def test_places_speak_for_the_quarters_in_turn() -> None:
+    scene = Scene((Thing("zero", "yellow", None, "left"), Thing("bag", "blue", None, "right")), "black")
+    classes = classes_at([scene] * 5, torch.tensor([8, 9, 10, 11, 76]))
+    assert [KINDS[each["kind"]] for each in classes] == ["zero", "bag", "zero", "bag", "zero"]
+
+
 def test_every_head_has_its_loss(tmp_path: Path) -> None:
     loss, parts = stage_of(60, 64, tmp_path).loss(0)
-    assert parts.keys() == HEADS.keys()
+    assert parts.keys() == QUARTER_HEADS.keys()
     assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-5)
 
 
@@ -58,11 +81,12 @@ def test_it_learns_what_single_things_are(tmp_path: Path) -> None:
     ids = tokens.encode([caption.text for caption in captions])
     with torch.no_grad():
         read = trainer.average.module(ids, first_ends(ids))
-    for name, said in (("kind_1", "kind"), ("colour_1", "colour")):
+    classes = classes_at(scenes, first_ends(ids))
+    for name in ("kind", "colour"):
         right = [
-            int(read[name][k].argmax()) == classes_of(scene)[name]
+            int(read[name][k].argmax()) == classes[k][name]
             for k, (scene, caption) in enumerate(zip(scenes, captions, strict=True))
-            if len(scene.things) == 1 and caption.statement.things and getattr(caption.statement.things[0], said)
+            if len(scene.things) == 1 and caption.statement.things and getattr(caption.statement.things[0], name)
         ]
         assert len(right) > 100
         assert sum(right) / len(right) > 0.8, name

@@ -24,7 +24,7 @@ from training.stable_diffusion.pocket import checkpoint
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import to_input, to_pixels
 from training.stable_diffusion.pocket.config import IMAGE_SIZE, JudgeNetwork, JudgeTraining, TrainConfig
-from training.stable_diffusion.pocket.reading import HEADS, Heads, head_losses, scene_of
+from training.stable_diffusion.pocket.reading import SCENE_HEADS, Heads, classes_of, head_losses, scene_of
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
 from training.stable_diffusion.pocket.world import Scene
@@ -44,7 +44,7 @@ class Judge(nn.Module):
         self.blocks = nn.ModuleList(Block(before, after) for before, after in itertools.pairwise(channels))
         side = IMAGE_SIZE >> config.levels
         self.hidden = nn.Linear(channels[-1] * side**2, config.hidden)
-        self.heads = Heads(config.hidden)
+        self.heads = Heads(config.hidden, SCENE_HEADS)
 
     def forward(self, sample: Tensor) -> dict[str, Tensor]:
         """Pictures in [-1, 1], float32 (B, 3, H, W) -> logits (B, K) by head."""
@@ -62,7 +62,7 @@ class Judge(nn.Module):
         found: list[Scene] = []
         for part in to_input(pictures).split(READ_AT_ONCE):
             chosen = {name: logits.argmax(1).tolist() for name, logits in self(part.to(device)).items()}
-            found += [scene_of({name: chosen[name][i] for name in HEADS}) for i in range(len(part))]
+            found += [scene_of({name: chosen[name][i] for name in SCENE_HEADS}) for i in range(len(part))]
         return found
 
 
@@ -92,7 +92,7 @@ class JudgeStage:
         sample = sample + NOISE * torch.randn(sample.shape, generator=generator(self.config.seed, "judge-noise", step))
         with autocast(self.device, self.config.mixed_precision):
             logits = {name: each.float() for name, each in self.network(sample.to(self.device)).items()}
-        losses = head_losses(logits, scenes)
+        losses = head_losses(logits, [classes_of(scene) for scene in scenes])
         return torch.stack(list(losses.values())).sum(), {name: loss.item() for name, loss in losses.items()}
 
     def preview(self, average: Judge) -> Tensor:

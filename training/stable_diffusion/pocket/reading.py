@@ -1,5 +1,8 @@
 """What can be told of a scene, as classes: by a judge from its picture, by the text encoder from its sentence.
 
+The judge tells it of the scene as a whole. The text encoder tells it of one quarter of the picture at a time, which is
+how the UNet can use it: there it is one thing's, and no longer one of two.
+
 Shapes: B batch, K classes of a head.
 """
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 from training.stable_diffusion.pocket.world import (
     COLOURS,
+    CORNERS,
     KINDS,
     PAIRED_POSITIONS,
     POSITIONS,
@@ -24,13 +28,23 @@ from training.stable_diffusion.pocket.world import (
 LAYOUTS: tuple[tuple[str, ...], ...] = (*((position,) for position in POSITIONS), *PAIRED_POSITIONS)
 COLOUR_NAMES = tuple(COLOURS)
 # What is read of a picture, each as one of its classes; the second thing and the size only where there are such.
-HEADS: dict[str, Sequence[object]] = {
+SCENE_HEADS: dict[str, Sequence[object]] = {
     "layout": LAYOUTS,
     "background": COLOUR_NAMES,
     "kind_1": KINDS,
     "colour_1": COLOUR_NAMES,
     "kind_2": KINDS,
     "colour_2": COLOUR_NAMES,
+    "size": SIZES,
+}
+# What is read of one quarter of it, and which that is.
+QUARTERS = CORNERS
+QUARTER_HEADS: dict[str, Sequence[object]] = {
+    "quarter": QUARTERS,
+    "layout": LAYOUTS,
+    "background": COLOUR_NAMES,
+    "kind": KINDS,
+    "colour": COLOUR_NAMES,
     "size": SIZES,
 }
 ABSENT = -100  # a class that cross-entropy leaves out
@@ -41,10 +55,11 @@ class Heads(nn.ModuleDict):
 
     Args:
         width: of the features that they read.
+        heads: the classes of each by its name.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__({name: nn.Linear(width, len(classes)) for name, classes in HEADS.items()})
+    def __init__(self, width: int, heads: dict[str, Sequence[object]]) -> None:
+        super().__init__({name: nn.Linear(width, len(classes)) for name, classes in heads.items()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """(B, width) -> logits (B, K) by head."""
@@ -52,7 +67,7 @@ class Heads(nn.ModuleDict):
 
 
 def scene_of(classes: dict[str, int]) -> Scene:
-    """The scene that the heads' classes describe."""
+    """The scene that ``SCENE_HEADS``' classes describe."""
     positions = LAYOUTS[classes["layout"]]
     size = SIZES[classes["size"]] if len(positions) == 1 else None
     things = [
@@ -64,7 +79,7 @@ def scene_of(classes: dict[str, int]) -> Scene:
 
 def classes_of(scene: Scene) -> dict[str, int]:
     """What ``scene_of`` reads; ``ABSENT`` for heads that say nothing of such a scene."""
-    classes = dict.fromkeys(HEADS, ABSENT)
+    classes = dict.fromkeys(SCENE_HEADS, ABSENT)
     classes["layout"] = LAYOUTS.index(tuple(thing.position for thing in scene.things))
     classes["background"] = COLOUR_NAMES.index(scene.background)
     for n, thing in enumerate(scene.things, 1):
@@ -74,14 +89,27 @@ def classes_of(scene: Scene) -> dict[str, int]:
     return classes
 
 
-def head_losses(logits: dict[str, Tensor], scenes: Sequence[Scene]) -> dict[str, Tensor]:
+def classes_of_quarter(scene: Scene, quarter: int) -> dict[str, int]:
+    """The classes of ``QUARTER_HEADS``: kind and colour are those of the only thing, or of the nearer one of two.
+
+    Args:
+        scene: what there is.
+        quarter: index in ``QUARTERS``.
+    """
+    classes = classes_of(scene)
+    # The places of two things are named by sides, of which each quarter has two in its name.
+    n = 2 if len(scene.things) == 2 and scene.things[1].position in QUARTERS[quarter].split() else 1
+    classes |= {"quarter": quarter, "kind": classes[f"kind_{n}"], "colour": classes[f"colour_{n}"]}
+    return {name: classes[name] for name in QUARTER_HEADS}
+
+
+def head_losses(logits: dict[str, Tensor], classes: Sequence[dict[str, int]]) -> dict[str, Tensor]:
     """The cross-entropy of each head; 0 for one that says nothing of any of B scenes.
 
     Args:
         logits: (B, K) by head, float32.
-        scenes: B of them.
+        classes: what is true, by head, of each of B scenes.
     """
-    classes = [classes_of(scene) for scene in scenes]
     losses = {}
     for name, each in logits.items():
         targets = torch.tensor([those[name] for those in classes], device=each.device)
