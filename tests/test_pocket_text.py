@@ -1,5 +1,5 @@
-"""Proves of the text encoder's first lessons that each place behind a sentence speaks for a quarter of the picture, that
-they leave out what is held out, and that they teach it to read."""
+"""Proves of the text encoder's first lessons that each place behind a sentence speaks for a quarter of the picture,
+that they leave out what is held out, and that they teach it to read."""
 
 from __future__ import annotations
 
