@@ -41,7 +41,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from export.sd15 import export_sd15
-from runtime import load
+from runtime import Pipeline, load
 from runtime.noise import noise_generator
 from training.stable_diffusion.config import SD15, StableDiffusionConfig
 from training.stable_diffusion.tokenizer import TOKENIZER_FILE
@@ -226,13 +226,13 @@ def drawn_by_diffusers(networks: Networks, cases: list[Case]) -> list[Picture]:
     return pictures
 
 
-def assert_the_runtime_draws(bundle: Path, case: Case, expected: Picture) -> None:
+def assert_the_runtime_draws(pipeline: Pipeline, case: Case, expected: Picture) -> None:
     """Print how far the runtime's picture is from diffusers', and hold it to the bounds."""
     begin = {} if case.strength is None else {"image": source(case), "strength": case.strength}
     if case.upscale is not None:
         begin = {"upscale": case.upscale, "upscale_strength": UPSCALE_STRENGTH}
     begin |= {"mask": mask(case), "paste_back": False} if case.masked else {}
-    result = load(bundle, provider="cpu", low_memory=True)(
+    result = pipeline(
         WEIGHTED if case.weighted else PROMPT,
         negative_prompt=NEGATIVE,
         width=case.width,
@@ -274,14 +274,14 @@ def full_networks() -> tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]
     return text_encoder, unet, vae
 
 
-def assert_all_drawn(networks: Networks, bundle_for: Callable[[str], Path], cases: list[Case]) -> None:
-    """Draw all cases by diffusers, then by the runtime from the bundle for what the network is taken to predict.
+def assert_all_drawn(networks: Networks, pipeline_for: Callable[[str], Pipeline], cases: list[Case]) -> None:
+    """Draw all cases by diffusers, then by the runtime, whose pipeline depends on what the network is taken to predict.
 
     One model is in memory at a time, so that the full size fits.
     """
     pictures = drawn_by_diffusers(networks, cases)
     for case, expected in zip(cases, pictures, strict=True):
-        assert_the_runtime_draws(bundle_for(case.prediction_type), case, expected)
+        assert_the_runtime_draws(pipeline_for(case.prediction_type), case, expected)
 
 
 def filling_in(config: StableDiffusionConfig) -> StableDiffusionConfig:
@@ -296,13 +296,13 @@ def assert_a_small_size_draws(config: StableDiffusionConfig, cases: list[Case], 
     save_file(checkpoint_files.original_layout(config, state), checkpoint)
 
     @cache
-    def bundle_for(prediction_type: str) -> Path:
+    def pipeline_for(prediction_type: str) -> Pipeline:
         bundle = folder / prediction_type
         export_sd15(checkpoint, bundle, config=config, prediction_type=prediction_type)
-        return bundle
+        return load(bundle, provider="cpu")
 
     with reference_models.one_thread():
-        assert_all_drawn(small_networks(config, state), bundle_for, cases)
+        assert_all_drawn(small_networks(config, state), pipeline_for, cases)
 
 
 def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
@@ -310,25 +310,6 @@ def test_the_smallest_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
     cases.append(Case("ddim", width=32, height=32, upscale=1.5))
     cases += [Case("ddim", strength=1.0, masked=True), Case("euler", strength=0.6, masked=True)]
     assert_a_small_size_draws(SMALLEST, cases, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
-    cases = [
-        Case("ddim"),
-        Case("pndm"),
-        Case("ddim", clip_skip=2),
-        Case("pndm", width=40, height=72),
-        Case("ddim", prediction_type="v_prediction"),
-        Case("pndm", prediction_type="v_prediction", clip_skip=1),
-        Case("ddim", strength=0.35, width=40, height=72),
-        Case("euler", strength=0.8),
-        Case("ddim", clip_skip=1, weighted=True),
-        Case("euler", strength=1.0, prediction_type="v_prediction"),
-        Case("ddim", width=40, height=32, upscale=2),
-        Case("euler", width=32, height=32, upscale=1.5),
-    ]
-    assert_a_small_size_draws(POCKET, cases, tmp_path)
 
 
 @pytest.mark.slow
@@ -348,17 +329,36 @@ MASKED = [
     Case("pndm", strength=1.0, masked=True),
     Case("heun", strength=0.6, masked=True),
     Case("unipc", strength=0.6, masked=True),
-    Case("ddim", strength=0.8, masked=True, prediction_type="v_prediction"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [POCKET, filling_in(POCKET)], ids=["blended", "told"])
-def test_the_pocket_size_fills_in_what_diffusers_fills_in(config: StableDiffusionConfig, tmp_path: Path) -> None:
-    assert_a_small_size_draws(config, MASKED, tmp_path)
+def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    cases = [
+        Case("ddim"),
+        Case("pndm"),
+        Case("ddim", clip_skip=2),
+        Case("pndm", width=40, height=72),
+        Case("ddim", prediction_type="v_prediction"),
+        Case("pndm", prediction_type="v_prediction", clip_skip=1),
+        Case("ddim", strength=0.35, width=40, height=72),
+        Case("euler", strength=0.8),
+        Case("ddim", clip_skip=1, weighted=True),
+        Case("euler", strength=1.0, prediction_type="v_prediction"),
+        Case("ddim", width=40, height=32, upscale=2),
+        Case("euler", width=32, height=32, upscale=1.5),
+        Case("ddim", strength=0.8, masked=True, prediction_type="v_prediction"),
+    ]
+    assert_a_small_size_draws(POCKET, cases + MASKED, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_pocket_size_that_is_told_of_masks_fills_in_what_diffusers_fills_in(tmp_path: Path) -> None:
+    assert_a_small_size_draws(filling_in(POCKET), MASKED, tmp_path)
 
 
 @pytest.mark.full
 def test_the_full_size_draws_what_diffusers_draws() -> None:
     cases = [Case("ddim", width=256, height=256), Case("pndm", clip_skip=1, width=256, height=256)]
-    assert_all_drawn(full_networks, lambda _: full_size_bundle.exported_bundle(), cases)
+    bundle = full_size_bundle.exported_bundle()
+    assert_all_drawn(full_networks, lambda _: load(bundle, provider="cpu", low_memory=True), cases)
