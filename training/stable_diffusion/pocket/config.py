@@ -258,7 +258,7 @@ def pocket() -> TrainConfig:
         diffusion=DiffusionTraining(
             OptimizerConfig(20_000, 32, 1e-3, 300, 5_000, ema_decay=0.9995, matrix_learning_rate=2e-3)
         ),
-        judge=JudgeTraining(OptimizerConfig(8_000, 48, 2e-3, 100, 4_000, matrix_learning_rate=2e-3)),
+        judge=JudgeTraining(OptimizerConfig(16_000, 48, 2e-3, 100, 4_000, matrix_learning_rate=2e-3)),
     )
 
 
