@@ -329,6 +329,7 @@ MASKED = [
     Case("pndm", strength=1.0, masked=True),
     Case("heun", strength=0.6, masked=True),
     Case("unipc", strength=0.6, masked=True),
+    Case("ddim", strength=0.8, masked=True, prediction_type="v_prediction"),
 ]
 
 
@@ -347,7 +348,6 @@ def test_the_pocket_size_draws_what_diffusers_draws(tmp_path: Path) -> None:
         Case("euler", strength=1.0, prediction_type="v_prediction"),
         Case("ddim", width=40, height=32, upscale=2),
         Case("euler", width=32, height=32, upscale=1.5),
-        Case("ddim", strength=0.8, masked=True, prediction_type="v_prediction"),
     ]
     assert_a_small_size_draws(POCKET, cases + MASKED, tmp_path)
 
