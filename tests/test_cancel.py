@@ -113,6 +113,26 @@ def test_a_token_stops_an_evaluation_and_the_pipeline_draws_again(
     assert small(pipeline).sample.tobytes() == before.sample.tobytes()
 
 
+@pytest.mark.parametrize("stop", ["token", "timeout"])
+def test_the_model_that_comes_along_stops_within_a_second(running: threading.Event, stop: str) -> None:
+    """Of a picture that takes many, nine times as large as usual, and large enough for long operators."""
+    pocket = load(ROOT / "models_onnx" / "pocket", provider="cpu", ignore_memory=True)
+    pocket("a red sneaker", num_inference_steps=1)  # now its graphs are loaded
+    running.clear()
+    token, settings = CancelToken(), {"width": 192, "height": 192, "num_inference_steps": 50}
+    limits = {"cancel": token} if stop == "token" else {"timeout": 1.0}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(pocket, "a red sneaker", **settings, **limits)
+        assert running.wait(60)
+        time.sleep(0.7)
+        asked = time.process_time()
+        token.cancel()
+        with pytest.raises(Cancelled):
+            call.result(timeout=60)
+    assert time.process_time() - asked < 1 + (stop == "timeout")
+    assert pocket("a red sneaker", num_inference_steps=1).images.shape == (1, 64, 64, 3)
+
+
 def test_a_call_ends_with_its_time(pipeline: TextToImage) -> None:
     before, rows = small(pipeline), []
     with pytest.raises(TimedOut, match=r"it took longer than the timeout of 0\.5 s; allow more, or ask for less"):

@@ -9,59 +9,22 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from checkpoint_files import write_folder
+from pages import ROOT, commands, parameters, run, run_python, snippets
 from random_weights import POCKET, random_state
 
 from runtime.__main__ import parser as runtime_parser
 from training.stable_diffusion.config import SD15
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("runtime/hosts/*/*.md"))]
 LANGUAGES = {"bash", "python", "text"}  # text is not run: a listing or an output
-
-
-class Snippet(NamedTuple):
-    language: str
-    code: str
-    line: int
-
-
-def snippets(page: str) -> list[Snippet]:
-    """The fenced blocks of a page, with the line that each begins on."""
-    blocks = re.finditer(r"^```(.*)\n((?:.*\n)*?)```$", page, re.MULTILINE)
-    return [Snippet(block[1].strip(), block[2], page[: block.start()].count("\n") + 2) for block in blocks]
-
-
-def commands(page: str) -> list[Snippet]:
-    """The commands of the bash blocks, one by one; a backslash at the end of a line joins it to the next."""
-    found = []
-    for language, code, line in snippets(page):
-        if language == "bash":
-            joined = re.sub(r"\\\n\s*", " ", code).splitlines()
-            found += [Snippet(language, text, line) for text in joined if text and not text.startswith("#")]
-    return found
-
-
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run with the clone on the path, and without what an outer make tells an inner one."""
-    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "DIFFUSION_ANYWHERE_MODELS"}
-    kept = {name: value for name, value in os.environ.items() if name not in outer}
-    environment = {**kept, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def run_python(words: list[str], folder: Path) -> None:
-    finished = run([sys.executable, *words], folder)
-    assert finished.returncode == 0, finished.stderr
 
 
 def run_node(words: list[str], folder: Path) -> None:
@@ -122,10 +85,6 @@ def begins_with(command: str, starts: Iterable[str]) -> str | None:
 def is_run(command: str) -> bool:
     """Whether it is run and not only looked at."""
     return bool(begins_with(command, RUN)) and not begins_with(command, CHECK)
-
-
-def parameters(found: Iterable[Snippet]) -> list[object]:
-    return [pytest.param(snippet.code, id=f"line{snippet.line}:{snippet.code[:50]}") for snippet in found]
 
 
 def test_every_snippet_is_of_a_known_kind() -> None:
