@@ -4,6 +4,7 @@
 #
 #   make               lint and test
 #   make demo          draw a sheet of digits, without PyTorch
+#   make tutorial      open the tutorial in a browser, with everything that it needs
 #   make quick         the tests that need neither long training nor many exports: some two minutes
 #   make test          all tests but those that need a full-size model or a GPU
 #   make test-full     the tests that need a full-size model
@@ -22,6 +23,7 @@
 #   CHROMIUM=/opt/chrome/chrome      the browser to test the page in, instead of the chromium or google-chrome on the path;
 #                                    without one these tests are skipped, with the reason
 #   PYTEST_FLAGS='-k plan -x'        more arguments for pytest; '-n 0' runs the tests in one process, for a debugger
+#   JUPYTER_FLAGS='--no-browser'     more arguments for JupyterLab
 #   BENCH_FLAGS='--size 256x256'     more arguments for the benchmark at full size
 #   TORCH='torch==2.13.0+cpu'        the PyTorch of the test environment. The tests need no more than its CPU build, a
 #                                    tenth of the CUDA build, which pip takes by itself on Linux with x86-64 unless it
@@ -33,6 +35,7 @@ NODE ?= node
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+JUPYTER_FLAGS ?=
 BENCH_FLAGS ?=
 
 # One process of tests for each core, since most of an export is Python in one thread. The tests of a file stay together,
@@ -46,13 +49,14 @@ TEST := .venv/test
 CUDA := .venv/cuda
 JS := runtime/hosts/js
 MODULES := $(if $(NODE),$(JS)/node_modules/.ready)
+TUTORIAL := .venv/tutorial
 
 # Packages that lie on these paths would be importable in an environment that promises not to have them.
 unexport PYTHONPATH PYTHONHOME
 export NODE
 
 .DEFAULT_GOAL := all
-.PHONY: all demo quick test test-full test-cuda lint bench clean
+.PHONY: all demo tutorial quick test test-full test-cuda lint bench clean
 
 all: lint test
 
@@ -99,6 +103,14 @@ $(JS)/node_modules/.ready: $(JS)/package.json $(JS)/package-lock.json
 	@cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
+$(TUTORIAL)/.ready: pyproject.toml
+	@$(environment)
+	@echo "$(@D): installing $(TORCH) first, so that nothing else chooses another build (200 MB for the CPU)"
+	@$(install) '$(TORCH)'
+	@echo "$(@D): installing the packages that train, export and draw, and JupyterLab (120 MB to fetch)"
+	@$(install) -e '.[train,export,cpu,tutorial]'
+	@touch $@
+
 demo: $(DEMO)/.ready
 	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then \
 	  echo "error: PyTorch is importable in $(DEMO), which promises not to have it; make clean" >&2; exit 1; fi
@@ -106,6 +118,9 @@ demo: $(DEMO)/.ready
 	$(DEMO)/bin/python -m runtime --model models_onnx/mnist-paper --label all --count 10 --seed 0 \
 	  --grid --overwrite -o demo.png
 	@echo "make demo: the sheet is $(CURDIR)/demo.png, a row for each digit"
+
+tutorial: $(TUTORIAL)/.ready
+	$(TUTORIAL)/bin/python -m jupyterlab $(JUPYTER_FLAGS) training/tutorial.ipynb
 
 quick: $(TEST)/.ready
 	$(TEST)/bin/python -m pytest -m 'not slow and not full and not cuda' $(PARALLEL) $(PYTEST_FLAGS)

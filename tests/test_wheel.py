@@ -72,6 +72,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {"runtime/pipeline.py", "export/graphs.py", "training/noise_schedule.py"} <= set(names)
     assert {"runtime/hosts/js/package-lock.json", "runtime/hosts/js/web/index.html"} <= set(names)
     assert [name for name in names if name.endswith("/LICENSE")]
+    assert [name for name in names if name.endswith(".ipynb")] == []
 
 
 def test_the_wheel_holds_the_default_bundle(wheel: Path) -> None:

@@ -1,0 +1,142 @@
+"""Proves that the tutorial is true: every function it names exists, every formula has its number and its source, every
+section ends with an expectation, and, run from top to bottom without a network, every expectation holds. What is
+committed are the outputs of one such run, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from tests.tutorial import NOTEBOOK, ROOT, execute, printed, read
+
+LARGEST_FILE = 3_000_000
+NAMED = re.compile(r"`((?:training|export|runtime)/[\w/]+\.py):([\w.]+)`")
+HELD, DID_NOT = "✓ held: ", "✗ did not hold: "
+
+
+@pytest.fixture(scope="module")
+def notebook() -> NotebookNode:
+    return read()
+
+
+def texts(notebook: NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def defined(path: Path, name: str) -> bool:
+    """Whether a file defines a function, class, constant or, as ``Class.name``, a part of a class."""
+    scope: list[ast.stmt] = ast.parse(path.read_text("utf-8")).body
+    for part in name.split("."):
+        found = next((statement for statement in scope if part in names(statement)), None)
+        if found is None:
+            return False
+        scope = getattr(found, "body", [])
+    return True
+
+
+def names(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def test_every_function_that_it_names_exists(notebook: NotebookNode) -> None:
+    named = [match for text in texts(notebook) for match in NAMED.findall(text)]
+    assert len(set(named)) > 30
+    assert [f"{path}:{name}" for path, name in named if not defined(ROOT / path, name)] == []
+
+
+@pytest.mark.parametrize("name", ["q_sampel", "NoiseSchedule.betas", "Denoiser.call", "q_sample.schedule"])
+def test_a_name_that_does_not_exist_is_noticed(name: str) -> None:
+    assert defined(ROOT / "training/ddpm/diffusion.py", "Denoiser.__call__")
+    assert not defined(ROOT / "training/ddpm/diffusion.py", name)
+
+
+def test_every_formula_has_its_number_and_where_it_is_from(notebook: NotebookNode) -> None:
+    """The line with the arrow names a function, or a publication, or says that the formula is a step or a fact."""
+    numbers = []
+    for text in texts(notebook):
+        sources = [line for line in text.splitlines() if line.startswith("→ (")]
+        displayed = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)
+        tags = [re.findall(r"\\tag\{(\d+)\}", formula) for formula in displayed]
+        assert [formula for formula, tag in zip(displayed, tags, strict=True) if len(tag) != 1] == []
+        for (tag,) in tags:
+            (line,) = [line for line in sources if f"({tag})" in line.partition("`")[0].partition(";")[0]]
+            assert NAMED.search(line) or re.search(r"step of the derivation|facts|et al\. \d{4}", line), line
+        numbers += [int(tag) for (tag,) in tags]
+    assert len(numbers) > 30
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_no_formula_uses_what_github_does_not_typeset(notebook: NotebookNode) -> None:
+    assert [text for text in texts(notebook) if re.search(r"\\(operatorname|bm|newcommand|def)\b", text)] == []
+
+
+def test_formulas_that_are_referred_to_exist(notebook: NotebookNode) -> None:
+    prose = "\n".join(texts(notebook))
+    last = max(map(int, re.findall(r"\\tag\{(\d+)\}", prose)))
+    referred = [int(number) for number in re.findall(r"\((\d+)\)", prose)]
+    assert len(referred) > 60
+    assert max(referred) <= last
+
+
+def test_every_section_ends_with_something_to_change_and_an_expectation(notebook: NotebookNode) -> None:
+    headings = [k for k, cell in enumerate(notebook.cells) if re.match(r"## \d+ · ", cell.source)]
+    assert [int(notebook.cells[k].source.split()[1]) for k in headings] == list(range(1, len(headings) + 1))
+    closing = next(k for k, cell in enumerate(notebook.cells) if cell.source.startswith("## Where to go from here"))
+    for end in [*headings[1:], closing]:
+        task, check = notebook.cells[end - 2 : end]
+        assert task.cell_type == "markdown"
+        assert "**Change it.**" in task.source
+        assert "*Expect:*" in task.source
+        assert check.cell_type == "code"
+        assert "expect(" in check.source
+        changed = re.findall(r"`([A-Z_]+)(?: = [^`]+)?`", task.source.partition("**Change it.**")[2])
+        assert any(re.search(rf"^(?:\w+, )*{name}\b.* = ", check.source, re.MULTILINE) for name in changed), changed
+
+
+def test_its_links_lead_somewhere(notebook: NotebookNode) -> None:
+    links = [link for text in texts(notebook) for link in re.findall(r"\]\(([^)#]+)\)", text)]
+    assert links
+    assert [link for link in links if not (NOTEBOOK.parent / link).exists()] == []
+
+
+def test_the_file_holds_no_noise(notebook: NotebookNode) -> None:
+    nbformat.validate(notebook)
+    assert NOTEBOOK.stat().st_size < LARGEST_FILE
+    assert [cell.id for cell in notebook.cells if not re.fullmatch(r"[a-z][a-z-]+", cell.id)] == []
+    assert [cell.id for cell in notebook.cells if cell.metadata] == []
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+    assert not re.search(r"/tmp/|/home/|/root/|0x[0-9a-f]{6}", NOTEBOOK.read_text("utf-8"))
+
+
+def check_outputs(notebook: NotebookNode) -> None:
+    """What a run from top to bottom leaves: no errors, nothing on standard error, and expectations that hold."""
+    cells = code(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [printed(cell, "stderr") for cell in cells if printed(cell, "stderr")] == []
+    assert [cell.id for cell in cells for output in cell.outputs if output.output_type == "error"] == []
+    assert [line for cell in cells for line in printed(cell).splitlines() if line.startswith(DID_NOT)] == []
+    expecting = [cell for cell in cells if "expect(" in cell.source.replace("def expect(", "")]
+    assert [cell.id for cell in expecting if HELD not in printed(cell)] == []
+
+
+def test_the_committed_outputs_are_those_of_one_run(notebook: NotebookNode) -> None:
+    check_outputs(notebook)
+    pictures = [output for cell in code(notebook) for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) > 20
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom_and_every_expectation_holds(notebook: NotebookNode) -> None:
+    check_outputs(execute(nbformat.from_dict(notebook)))
