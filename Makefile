@@ -3,7 +3,7 @@
 # installation that was broken off is never taken for a whole one.
 #
 #   make               lint and test
-#   make demo          draw a sheet of digits, without PyTorch
+#   make demo          draw what sentences say, without PyTorch: demo.png
 #   make tutorial      open the tutorial in a browser, with everything that it needs
 #   make quick         the tests that need neither long training nor many exports: some two minutes
 #   make test          all tests but those that need a full-size model or a GPU
@@ -17,6 +17,7 @@
 #
 # Variables, given after the target:
 #
+#   PROMPT='a yellow 7 on blue'      what make demo draws instead of a sheet of many sentences
 #   PYTHON=python3.12                the Python to make environments with, 3.11 or later
 #   NODE=/opt/node/bin/node          the Node to test the JavaScript host with, 20 or later; without one these tests are
 #                                    left out by an empty NODE=, and only by that
@@ -54,6 +55,8 @@ TUTORIAL := .venv/tutorial
 # Packages that lie on these paths would be importable in an environment that promises not to have them.
 unexport PYTHONPATH PYTHONHOME
 export NODE
+# Read by the shell from its environment, where no quote in it can end a word.
+export PROMPT
 
 .DEFAULT_GOAL := all
 .PHONY: all demo tutorial quick test test-full test-cuda lint bench clean
@@ -114,10 +117,13 @@ $(TUTORIAL)/.ready: pyproject.toml
 demo: $(DEMO)/.ready
 	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then \
 	  echo "error: PyTorch is importable in $(DEMO), which promises not to have it; make clean" >&2; exit 1; fi
-	@echo "make demo: drawing ten pictures of each digit in an environment that has never seen PyTorch"
-	$(DEMO)/bin/python -m runtime --model models_onnx/mnist-paper --label all --count 10 --seed 0 \
-	  --grid --overwrite -o demo.png
-	@echo "make demo: the sheet is $(CURDIR)/demo.png, a row for each digit"
+	@echo "make demo: drawing in an environment that has never seen PyTorch"
+ifdef PROMPT
+	$(DEMO)/bin/python -m runtime "$$PROMPT" --overwrite -o demo.png
+else
+	$(DEMO)/bin/python -m runtime --prompts pocket --seed 0 --overwrite -o demo --sheet demo.png
+endif
+	@echo "make demo: the picture is $(CURDIR)/demo.png"
 
 tutorial: $(TUTORIAL)/.ready
 	$(TUTORIAL)/bin/python -m jupyterlab $(JUPYTER_FLAGS) training/tutorial.ipynb

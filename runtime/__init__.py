@@ -1,12 +1,12 @@
 """What runs: the whole sampling loop in NumPy and ONNX Runtime, without PyTorch.
 
 >>> from runtime import load
->>> pipeline = load("mnist-paper")
->>> result = pipeline(class_labels=[7, 2], seed=0)
+>>> pipeline = load("pocket")
+>>> result = pipeline("a red sneaker on a white background", seed=0)
 >>> result.images.shape
-(2, 28, 28, 1)
+(1, 64, 64, 3)
 
-A bundle of text takes a prompt instead: ``load("sd15")("a photo of a cat", seed=0)``.
+A bundle of classes takes labels instead: ``load("mnist-paper")(class_labels=[7, 2], seed=0)``.
 """
 
 import os

@@ -1,7 +1,8 @@
 """``python -m runtime``: draw pictures, check a bundle, examine this machine.
 
-    python -m runtime --model mnist-paper --label 7 -o seven.png
+    python -m runtime "a red sneaker on a white background" -o sneaker.png
     python -m runtime --model sd15 "a photo of a cat" -o cat.png
+    python -m runtime --model mnist-paper --label 7 -o seven.png
     python -m runtime --model sd15 --prompts list.txt -o pictures
     python -m runtime replay cat.png
     python -m runtime check BUNDLE

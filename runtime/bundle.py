@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 MODEL_INDEX = "model_index.json"  # of the folders that diffusers and optimum export
 CONFORMANCE = "conformance.safetensors"
 MODELS_VARIABLE = "DIFFUSION_ANYWHERE_MODELS"
-DEFAULT_MODEL = "mnist-paper"
+DEFAULT_MODEL = "pocket"
 # A manifest lists weights by name and plans by number; a full-size Stable Diffusion needs about one megabyte.
 MAX_MANIFEST_BYTES = 64 * 2**20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime.bundle import Bundle, TextConditioning, open_bundle
+from runtime.bundle import DEFAULT_MODEL, Bundle, TextConditioning, open_bundle
 from runtime.class_to_image import ClassToImage
 from runtime.embeddings import EmbeddingInput
 from runtime.errors import BundleError, RequestError
@@ -16,7 +16,7 @@ from runtime.vae import TILING, Tiling
 
 
 def load(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
     provider: str = "auto",
     threads: int | None = None,
     low_memory: bool = False,
@@ -27,7 +27,8 @@ def load(
     """Open a bundle for drawing.
 
     Args:
-        model: a bundle's folder, or its name (looked for in $DIFFUSION_ANYWHERE_MODELS, ./models_onnx and the package).
+        model: a bundle's folder, or its name (looked for in $DIFFUSION_ANYWHERE_MODELS, ./models_onnx and the package);
+            without it the one that comes with the package and draws what a sentence says.
         provider: "cpu", "cuda" (raises if CUDA would not really be used) or "auto".
         threads: threads inside an operator; without it one for each core.
         low_memory: hold one network at a time, evaluate the two halves of guidance in turn, and decode images of more

@@ -211,8 +211,8 @@ class PromptTokenizer:
         unknown = [word for word in dict.fromkeys(re.findall(r"\w+(?:-\w+)*", prompt.lower())) if word not in known]
         if unknown:
             warnings.warn(
-                f"{self.name} was not trained with {shortened(', '.join(unknown))!r}; "
-                f"it knows: {', '.join(self.conditioning.known_words)}",
+                f"{shortened(', '.join(map(repr, unknown)))} {'is' if len(unknown) == 1 else 'are'} "
+                f"not in this model's world; it knows: {', '.join(self.conditioning.known_words)}",
                 PromptWarning,
                 stacklevel=4,
             )

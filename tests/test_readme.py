@@ -118,7 +118,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, mnist_sample_file: Path)
     training where the README's would be, and a pocket-sized Stable Diffusion where a reader has a real one."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "models_onnx").mkdir()
-    for name in ("mnist-paper", "fashion-mnist-paper"):
+    for name in ("mnist-paper", "fashion-mnist-paper", "pocket"):
         (folder / "models_onnx" / name).symlink_to(ROOT / "models_onnx" / name)
     options = "--out runs/mnist-paper --epochs 1 --batch-size 200 --features 8"
     run_python(["-m", "training", "ddpm", "--dataset", str(mnist_sample_file), *options.split()], folder)

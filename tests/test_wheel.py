@@ -1,5 +1,5 @@
-"""Proves that the wheel is all one needs: it holds the three packages and the default bundle and nothing else, and
-installed with ``[cpu]`` outside the clone it draws from that bundle by name, without PyTorch, and adds under 235 MB."""
+"""Proves that the wheel is all one needs: it holds the three packages and the small bundles and nothing else, and
+installed with ``[cpu]`` outside the clone it draws from them by name, without PyTorch, and adds under 235 MB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-BUNDLE = ROOT / "models_onnx" / "mnist-paper"
+BUNDLES = [ROOT / "models_onnx" / name for name in ("mnist-paper", "pocket")]
 MAX_ADDED_BYTES = 235_000_000
 ELSEWHERE = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "DIFFUSION_ANYWHERE_MODELS"}
 
@@ -75,10 +75,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert [name for name in names if name.endswith(".ipynb")] == []
 
 
-def test_the_wheel_holds_the_default_bundle(wheel: Path) -> None:
-    committed = {path.name: path.read_bytes() for path in BUNDLE.iterdir()}
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_the_wheel_holds_the_bundles(wheel: Path, bundle: Path) -> None:
+    committed = {path.name: path.read_bytes() for path in bundle.iterdir()}
     assert "manifest.json" in committed
-    prefix = f"runtime/models/{BUNDLE.name}/"
+    prefix = f"runtime/models/{bundle.name}/"
     with zipfile.ZipFile(wheel) as archive:
         packed = {
             name.removeprefix(prefix): archive.read(name) for name in archive.namelist() if name.startswith(prefix)
@@ -90,13 +91,15 @@ def test_the_wheel_holds_the_default_bundle(wheel: Path) -> None:
 @pytest.mark.parametrize("front_door", [("python", "-m", "runtime"), ("diffusion-anywhere",)], ids=" ".join)
 def test_the_installed_wheel_draws(installed: Installation, front_door: tuple[str, ...], tmp_path: Path) -> None:
     program, *words = front_door
-    options = ["--model", "mnist-paper", "--label", "3", "--steps", "4", "--seed", "0", "-o", "three.png"]
-    run(installed.programs / program, *words, *options, folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["three.png"]
-    with Image.open(tmp_path / "three.png") as picture:
-        pixels = np.asarray(picture)
-    assert pixels.shape[:2] == (28, 28)
-    assert pixels.std() > 10
+    digit = ["--model", "mnist-paper", "--label", "3", "--steps", "4", "--seed", "0", "-o", "three.png"]
+    run(installed.programs / program, *words, *digit, folder=tmp_path)
+    run(installed.programs / program, *words, "a red sneaker on white", "--seed", "0", "-o", "red.png", folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["red.png", "three.png"]
+    for name, side in (("three.png", 28), ("red.png", 64)):
+        with Image.open(tmp_path / name) as picture:
+            pixels = np.asarray(picture)
+        assert pixels.shape[:2] == (side, side)
+        assert pixels.std() > 10
 
 
 def test_the_installed_wheel_brings_no_torch_and_no_onnx(installed: Installation, tmp_path: Path) -> None:
