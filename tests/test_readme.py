@@ -153,6 +153,11 @@ def test_snippet_of_the_page_on_python_runs(code: str, tmp_path: Path) -> None:
     run_python(["-c", code], tmp_path)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert re.findall(r"@[A-Z]+@", page.read_text("utf-8")) == []
+
+
 def tree(page: str) -> list[Path]:
     """The paths of the annotated tree, the last block of the page: two spaces of indentation for each level."""
     branch: list[str] = []

@@ -1,5 +1,5 @@
 """Proves that the wheel is all one needs: it holds the three packages and the small bundles and nothing else, and
-installed with ``[cpu]`` outside the clone it draws from them by name, without PyTorch, and adds under 235 MB."""
+installed with ``[cpu]`` outside the clone it draws from them by name, without PyTorch, and adds under 260 MB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 BUNDLES = [ROOT / "models_onnx" / name for name in ("mnist-paper", "pocket")]
-MAX_ADDED_BYTES = 235_000_000
+MAX_ADDED_BYTES = 260_000_000
 ELSEWHERE = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "DIFFUSION_ANYWHERE_MODELS"}
 
 

@@ -120,7 +120,7 @@ function condition({ label, negative, "clip-skip": clipSkip }, prompt, { name, c
   if (conditioning.kind === "text") {
     if (label !== undefined)
       throw new RequestError(`${name} draws what a prompt says; leave out --label ${shown(label)}`);
-    if (prompt === undefined) throw new RequestError(`${name} draws what a prompt says; give one: "a photo of a cat"`);
+    if (prompt === undefined) throw new RequestError(`${name} draws what a prompt says; give one: "a red sneaker"`);
     return { prompt, negativePrompt: negative };
   }
   const words = { "a prompt": prompt, "--negative": negative, "--clip-skip": clipSkip };

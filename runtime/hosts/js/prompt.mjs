@@ -114,8 +114,9 @@ export class PromptTokenizer {
     const words = new Set(text.toLowerCase().match(new RegExp(`${WORD}+(?:-${WORD}+)*`, "gu")));
     const unknown = [...words].filter((word) => !this.known.has(word));
     if (unknown.length) {
+      const verb = unknown.length === 1 ? "is" : "are";
       warn(
-        `${this.name} was not trained with ${quoted(shortened(unknown.join(", ")))}; ` +
+        `${shortened(unknown.map(quoted).join(", "))} ${verb} not in this model's world; ` +
           `it knows: ${[...this.known].join(", ")}`,
       );
     }

@@ -108,6 +108,6 @@ for (const [words, pattern] of WRONG) {
 }
 
 test("a bundle of text takes a prompt and no label", withText, () => {
-  assert.match(run("--model", TEXT, ...OUT).stderr, /draws what a prompt says; give one: "a photo of a cat"/);
+  assert.match(run("--model", TEXT, ...OUT).stderr, /draws what a prompt says; give one: "a red sneaker"/);
   assert.match(run("--model", TEXT, "a", "--label", "3", ...OUT).stderr, /leave out --label "3"/);
 });
