@@ -97,7 +97,9 @@ def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[lis
     size = {} if arguments.size is None else dict(zip(("width", "height"), parse_size(arguments.size), strict=True))
     if isinstance(bundle.conditioning, TextConditioning):
         if arguments.label is not None:
-            raise RequestError(f"{bundle.name} draws what a prompt says; leave out --label {arguments.label}, or choose a --model")
+            raise RequestError(
+                f"{bundle.name} draws what a prompt says; leave out --label {arguments.label}, or choose a --model"
+            )
         if arguments.prompt is None:
             raise RequestError(f'{bundle.name} draws what a prompt says; give one: "a red sneaker"')
         settings = {"negative_prompt": arguments.negative or "", "num_images_per_prompt": arguments.count}
