@@ -53,9 +53,7 @@ def text_address(page_files: Site) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pocket_address(page_files: Site) -> Iterator[str]:
-    """Where the page is with the model of text that the repository will have."""
-    if not POCKET.exists():
-        pytest.skip("models_onnx/pocket is not there yet")
+    """Where the page is with the model of text that the repository has."""
     with serving(PageServer(page_files | models_site([open_bundle(POCKET)]), 0)) as server:
         yield server.url
 
