@@ -167,5 +167,5 @@ bench: $(TEST)/.ready
 	$(TEST)/bin/python tests/full_size_benchmark.py $(BENCH_FLAGS)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules $(JS)/dist
+	rm -rf .venv build dist demo demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules $(JS)/dist
 	find training export runtime peers tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -108,6 +108,8 @@ def draw(page: Path) -> None:
         for each in runs(page.read_text("utf-8")):
             print(f"{page}:{each.snippet.line}", flush=True)
             run_snippet(each, folder)
+        missing = [path.name for path in pictures(page) if not (folder / path.name).exists()]
+        assert missing == [], f"{page} shows what its commands do not make: {missing}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         for path in pictures(page):

@@ -1,8 +1,7 @@
 """The world of the pocket model: which scenes there are, and how one is drawn by lot.
 
 A scene is one thing, or two of them, on a plain background. Things are the garments of Fashion-MNIST and the digits of
-MNIST. The garments' class "shirt" is left out: its pictures look like those of T-shirts, pullovers and coats, and even
-people tell them apart in five cases of six at best (Xiao et al. 2017, "Fashion-MNIST").
+MNIST. The garments' class "shirt" is left out: its pictures look like those of T-shirts, pullovers and coats.
 """
 
 from __future__ import annotations
