@@ -5,8 +5,10 @@ committed are the outputs of one such run, and nothing else."""
 from __future__ import annotations
 
 import ast
+import dis
 import re
 from pathlib import Path
+from types import CodeType
 
 import nbformat
 import pytest
@@ -103,6 +105,40 @@ def test_every_section_ends_with_something_to_change_and_an_expectation(notebook
         assert "expect(" in check.source
         changed = re.findall(r"`([A-Z_]+)(?: = [^`]+)?`", task.source.partition("**Change it.**")[2])
         assert any(re.search(rf"^(?:\w+, )*{name}\b.* = ", check.source, re.MULTILINE) for name in changed), changed
+
+
+def bound_and_needed(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell binds, and those that it needs as they are: it reads them before it binds them, or in a
+    function, which may be called when other cells have run."""
+    bound, needed = set(), set()
+
+    def scan(block: CodeType, is_cell: bool, later: bool) -> None:
+        for step in dis.get_instructions(block):
+            if isinstance(step.argval, CodeType):  # those of comprehensions and lambdas, "<listcomp>", run at once
+                scan(step.argval, False, later or not step.argval.co_name.startswith("<"))
+            elif step.opname in ("LOAD_NAME", "LOAD_GLOBAL") and (later or step.argval not in bound):
+                needed.add(step.argval)
+            elif step.opname == "STORE_NAME" and is_cell:
+                bound.add(step.argval)
+
+    scan(compile(source, "cell", "exec"), True, False)
+    return bound, needed
+
+
+def test_what_a_cell_binds_and_needs() -> None:
+    cell = "def f():\n    return a\nb = [c for c in range(d)]\nfor e in b:\n    g = e + h\n    h = g"
+    bound, needed = bound_and_needed(cell)
+    assert bound == {"f", "b", "e", "g", "h"}
+    assert needed == {"a", "range", "d", "h"}
+
+
+def test_any_cell_may_be_run_again_after_all_others(notebook: NotebookNode) -> None:
+    """What a cell needs of others is bound in one place: nothing that ran later gave the name another meaning."""
+    cells = {cell.id: bound_and_needed(cell.source) for cell in code(notebook)}
+    needed = {name: cell for cell, (_, names) in cells.items() for name in names}
+    places = {name: [cell for cell, (bound, _) in cells.items() if name in bound] for name in needed}
+    assert sum(map(bool, places.values())) > 100
+    assert {name: (where, needed[name]) for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_its_links_lead_somewhere(notebook: NotebookNode) -> None:
