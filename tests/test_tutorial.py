@@ -1,16 +1,19 @@
 """Proves that the tutorial is true: every function it names exists, every formula has its number and its source, every
-section ends with an expectation, and, run from top to bottom without a network, every expectation holds. What is
-committed are the outputs of one such run, and nothing else."""
+section ends with an expectation, and, run from top to bottom without a network, every expectation holds, and holds
+still after the changes that the sections suggest. What is committed are the outputs of one run, and nothing else."""
 
 from __future__ import annotations
 
 import ast
 import dis
 import re
+from collections import Counter
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat import NotebookNode
 
@@ -19,6 +22,23 @@ from tests.tutorial import NOTEBOOK, ROOT, execute, printed, read
 LARGEST_FILE = 3_000_000
 NAMED = re.compile(r"`((?:training|export|runtime)/[\w/]+\.py):([\w.]+)`")
 HELD, DID_NOT = "✓ held: ", "✗ did not hold: "
+
+# For each cell with something to change: a line's part as it stands, and a change that the text before it suggests.
+CHANGES = {
+    "forward-expect": ("SHRINK = True", "SHRINK = False"),
+    "closed-expect": ("STEPS = 400", "STEPS = 1000"),
+    "posterior-expect": ("STEP = 8", "STEP = 2"),
+    "loss-expect": ('VARIANCE = "posterior"', 'VARIANCE = "beta"'),
+    "training-expect": ("LABEL_SHIFT = 1", "LABEL_SHIFT = 5"),
+    "reverse-expect": ("FRESH = True", "FRESH = False"),
+    "guidance-expect": ("SCALE = 2", "SCALE = 0"),
+    "samplers-expect": ('SAMPLER = "dpmpp_2m"', 'SAMPLER = "heun"'),
+    "clip-expect": ("a red dress on a white", "a red sneaker on a brown"),
+    "vae-expect": ("BY = 2", "BY = -3"),
+    "unet-expect": ('BACKGROUND = "blue"', 'BACKGROUND = "orange"'),
+    "export-expect": ("BATCH = 7", "BATCH = 50"),
+    "same-expect": ("1, 10", "5, 20"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +176,66 @@ def test_the_file_holds_no_noise(notebook: NotebookNode) -> None:
     assert not re.search(r"/tmp/|/home/|/root/|0x[0-9a-f]{6}", NOTEBOOK.read_text("utf-8"))
 
 
+def expectations(cell: NotebookNode) -> int:
+    """How many times a cell calls ``expect``."""
+    calls = [node.func for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+    return sum(isinstance(function, ast.Name) and function.id == "expect" for function in calls)
+
+
 def check_outputs(notebook: NotebookNode) -> None:
     """What a run from top to bottom leaves: no errors, nothing on standard error, and expectations that hold."""
     cells = code(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert [printed(cell, "stderr") for cell in cells if printed(cell, "stderr")] == []
     assert [cell.id for cell in cells for output in cell.outputs if output.output_type == "error"] == []
-    assert [line for cell in cells for line in printed(cell).splitlines() if line.startswith(DID_NOT)] == []
-    expecting = [cell for cell in cells if "expect(" in cell.source.replace("def expect(", "")]
-    assert [cell.id for cell in expecting if HELD not in printed(cell)] == []
+    lines = [(cell, line) for cell in cells for line in printed(cell).splitlines()]
+    assert [(cell.source, line) for cell, line in lines if line.startswith(DID_NOT)] == []
+    held = Counter(cell.id for cell, line in lines if line.startswith(HELD))
+    assert [cell.id for cell in cells if held[cell.id] != expectations(cell)] == []
+
+
+def test_expect_says_whether_its_claim_held(notebook: NotebookNode, capsys: pytest.CaptureFixture[str]) -> None:
+    (setup,) = [cell for cell in notebook.cells if cell.id == "setup"]
+    (definition,) = [each for each in ast.parse(setup.source).body if "expect" in names(each)]
+    scope: dict[str, Any] = {}
+    exec(compile(ast.Module([definition], []), "setup", "exec"), scope)
+    for held in (True, False, np.bool_(True), np.bool_(False)):
+        scope["expect"]("one is one", held)
+        assert capsys.readouterr().out == f"{HELD if held else DID_NOT}one is one\n"
+
+
+def two_expectations(text: str = f"{HELD}a\n{HELD}b\n", count: int = 1, **others: str) -> NotebookNode:
+    """A notebook that was run, of one cell; ``others`` are texts by the name of their stream."""
+    streams = {"stdout": text} | others
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in streams.items()]
+    cell = nbformat.v4.new_code_cell('expect("a", x)\nexpect("b", y)', execution_count=count, outputs=outputs)
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        two_expectations(f"{HELD}a\n{DID_NOT}b\n"),
+        two_expectations(f"{HELD}a\n{HELD}b\n{DID_NOT}c\n"),
+        two_expectations(f"{HELD}a\n"),
+        two_expectations(f"{HELD}a, {HELD}b\n"),
+        two_expectations(""),
+        two_expectations(stderr="a warning"),
+        two_expectations(count=2),
+    ],
+    ids=["failed", "also failed", "silent", "on one line", "not run", "warned", "not the first"],
+)
+def test_an_expectation_that_did_not_hold_is_noticed(damaged: NotebookNode) -> None:
+    check_outputs(two_expectations())
+    with pytest.raises(AssertionError):
+        check_outputs(damaged)
+
+
+def test_an_error_is_noticed() -> None:
+    failed = two_expectations()
+    failed.cells[0].outputs.append(nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[]))
+    with pytest.raises(AssertionError):
+        check_outputs(failed)
 
 
 def test_the_committed_outputs_are_those_of_one_run(notebook: NotebookNode) -> None:
@@ -173,6 +244,24 @@ def test_the_committed_outputs_are_those_of_one_run(notebook: NotebookNode) -> N
     assert len(pictures) > 20
 
 
+def changed(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells with something to change, each with its change."""
+    cells = [cell for cell in code(notebook) if cell.id.endswith("-expect")]
+    assert [cell.id for cell in cells] == list(CHANGES)
+    assert [cell.id for cell in cells if cell.source.count(CHANGES[cell.id][0]) != 1] == []
+    return [nbformat.v4.new_code_cell(cell.source.replace(*CHANGES[cell.id])) for cell in cells]
+
+
+def test_there_is_a_change_for_every_section(notebook: NotebookNode) -> None:
+    sections = sum(len(re.findall(r"^## \d+ · ", text, re.MULTILINE)) for text in texts(notebook))
+    assert len(changed(notebook)) == sections
+
+
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom_and_every_expectation_holds(notebook: NotebookNode) -> None:
-    check_outputs(execute(nbformat.from_dict(notebook)))
+def test_it_runs_from_top_to_bottom_and_every_expectation_holds_with_and_without_changes(
+    notebook: NotebookNode,
+) -> None:
+    """The changed cells are run after all others, in their order and backwards, as a reader might come to them."""
+    together = nbformat.from_dict(notebook)
+    together.cells += [*changed(notebook), *reversed(changed(notebook))]
+    check_outputs(execute(together))
