@@ -78,6 +78,13 @@ def test_every_function_that_it_names_exists(notebook: NotebookNode) -> None:
     assert [f"{path}:{name}" for path, name in named if not defined(ROOT / path, name)] == []
 
 
+def test_every_other_path_that_it_names_is_a_file(notebook: NotebookNode) -> None:
+    quoted = [each for text in texts(notebook) for each in re.findall(r"`[^`\n]+`", text)]
+    paths = [each.strip("`") for each in quoted if re.search(r"\.(py|md)\b", each) and not NAMED.fullmatch(each)]
+    assert "docs/bundle.md" in paths
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
+
+
 @pytest.mark.parametrize("name", ["q_sampel", "NoiseSchedule.betas", "Denoiser.call", "q_sample.schedule"])
 def test_a_name_that_does_not_exist_is_noticed(name: str) -> None:
     assert defined(ROOT / "training/ddpm/diffusion.py", "Denoiser.__call__")

@@ -38,7 +38,7 @@ def read(path: Path = NOTEBOOK) -> NotebookNode:
 
 
 def execute(notebook: NotebookNode) -> NotebookNode:
-    """Run every cell in an empty folder, without a network and without data sets.
+    """Run every cell where JupyterLab would, beside the notebook, but without a network and without data sets.
 
     Raises:
         CellExecutionError: a cell failed.
@@ -49,13 +49,11 @@ def execute(notebook: NotebookNode) -> NotebookNode:
         (startup / "no_network.py").write_text(NO_NETWORK)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_ANYWHERE_")}
         environment = kept | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(Path(folder, "ipython"))}
-        here = Path(folder, "here")
-        here.mkdir()
         client = NotebookClient(
             notebook,
             timeout=LONGEST_CELL,
             kernel_name="python3",
-            resources={"metadata": {"path": str(here)}},
+            resources={"metadata": {"path": str(NOTEBOOK.parent)}},
             record_timing=False,
             coalesce_streams=True,
         )
