@@ -118,7 +118,7 @@ demo: $(DEMO)/.ready
 	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then \
 	  echo "error: PyTorch is importable in $(DEMO), which promises not to have it; make clean" >&2; exit 1; fi
 	@echo "make demo: drawing in an environment that has never seen PyTorch"
-ifdef PROMPT
+ifeq ($(origin PROMPT),command line)
 	$(DEMO)/bin/python -m runtime "$$PROMPT" --overwrite -o demo.png
 else
 	$(DEMO)/bin/python -m runtime --prompts pocket --seed 0 --overwrite -o demo --sheet demo.png

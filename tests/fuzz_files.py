@@ -115,7 +115,15 @@ def write_clip_model(folder: Path) -> Path:
     described = {name: tiny_text_bundle.described(name, data) for name, data in files.items()}
     for name, data in files.items():
         (model / name).write_bytes(data)
-    text = {"max_length": 77, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407, "vocab_size": 49408}
+    text = {
+        "max_length": 77,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+        "vocab_size": 49408,
+        # The model that comes along has such a list, too.
+        "known_words": ["a", "blue", "circle", "green", "on", "red", "square", "white"],
+    }
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["graphs"]["text_encoder"]["fp32"] |= described["text_encoder.onnx"]

@@ -20,6 +20,7 @@ import onnx
 import pytest
 from PIL import Image
 from text_samples import sample_bundle
+from web_page import needed
 
 from runtime import load
 from runtime.__main__ import main
@@ -41,8 +42,10 @@ PROMPT = "a (red:1.4) cat on [a mat], " + "very old, " * 12
 @pytest.fixture
 def node() -> str:
     """Node, where the host's packages are installed."""
-    if not NODE or shutil.which(NODE) is None or not (JS / "node_modules" / ".ready").exists():
-        pytest.skip("Node or the packages of runtime/hosts/js are not there; make test installs these")
+    if not NODE:
+        pytest.skip("NODE is empty: without Node")
+    found = shutil.which(NODE) if (JS / "node_modules" / ".ready").exists() else None
+    needed(found, "Node or the packages of runtime/hosts/js are not there; make test installs these")
     return NODE
 
 
@@ -100,6 +103,16 @@ def test_digits_and_garments_are_pythons(node: str, name: str, tmp_path: Path) -
     expected = load(bundle, "cpu")(3, seed=5, num_inference_steps=10)
     assert psnr(pixels(tmp_path / "js.png"), expected.images[0]) >= SAME_DB
     check_carried(tmp_path / "js.png", expected.metadata_of(0))
+    assert main(["replay", str(tmp_path / "js.png"), "--model", str(bundle)]) == 0
+    run(node, CLI, "check", bundle)
+
+
+@pytest.mark.slow
+def test_a_sneaker_of_the_model_that_comes_along_is_pythons(node: str, tmp_path: Path) -> None:
+    bundle, sentence = ROOT / "models_onnx" / "pocket", "a red sneaker on a white background"
+    run(node, CLI, "--model", bundle, sentence, "--seed", "7", "-o", tmp_path / "js.png")
+    expected = load(bundle, "cpu")(sentence, seed=7)
+    assert psnr(pixels(tmp_path / "js.png"), expected.images[0]) >= SAME_DB
     assert main(["replay", str(tmp_path / "js.png"), "--model", str(bundle)]) == 0
     run(node, CLI, "check", bundle)
 

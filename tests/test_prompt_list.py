@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from runtime.errors import RequestError
 from runtime.plan_arguments import SAMPLER_OPTIONS
 from runtime.prompt_list import KINDS, MAX_LIST_BYTES, Entry, read_prompt_list
+from training.stable_diffusion.pocket.captions import known_words
 
 
 def read(folder: Path, data: bytes | str, name: str = "list.jsonl", subject: str = "prompt") -> list[Entry]:
@@ -142,6 +143,13 @@ def test_the_papers_prompts_come_with_the_package_unless_a_file_has_the_name(
     assert [each.values["prompt"] for each in others] == ["Iron Man", "Black Widow"]
     Path("paper").write_text("mine")
     assert [each.values for each in read_prompt_list(Path("paper"), "prompt")] == [{"prompt": "mine"}]
+
+
+def test_what_make_demo_draws_is_in_the_words_of_its_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = [each.values["prompt"] for each in read_prompt_list(Path("pocket"), "prompt")]
+    assert len(prompts) == 24
+    assert set(" ".join(prompts).split()) <= set(known_words())
 
 
 JSON = st.recursive(

@@ -48,7 +48,9 @@ def chromium(playwrights_own: str) -> str:
     """The one that CHROMIUM names, else the machine's, else Playwright's own; without any the test is skipped."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     own = playwrights_own if Path(playwrights_own).exists() else None
-    otherwise = "there is no Chromium; apt-get install chromium, or python -m playwright install chromium"
+    otherwise = (
+        "there is no Chromium; python -m playwright install --with-deps chromium, or on Debian apt-get install it"
+    )
     return needed(found or own, otherwise)
 
 
