@@ -24,12 +24,15 @@ LONGEST_CELL = 900  # seconds, on a machine that is busy
 NO_NETWORK = """
 import socket
 
-def connect(self, address, _connect=socket.socket.connect):
-    if self.family != socket.AF_UNIX and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):
-        raise OSError(f"the tutorial asked for the network: {address}")
-    return _connect(self, address)
+def at_home(connect):
+    def checked(self, address):
+        if self.family != socket.AF_UNIX and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"the tutorial asked for the network: {address}")
+        return connect(self, address)
+    return checked
 
-socket.socket.connect = socket.socket.connect_ex = connect
+socket.socket.connect = at_home(socket.socket.connect)
+socket.socket.connect_ex = at_home(socket.socket.connect_ex)
 """
 
 
