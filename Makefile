@@ -121,7 +121,7 @@ demo: $(DEMO)/.ready
 ifeq ($(origin PROMPT),command line)
 	$(DEMO)/bin/python -m runtime "$$PROMPT" --overwrite -o demo.png
 else
-	$(DEMO)/bin/python -m runtime --prompts pocket --seed 0 --overwrite -o demo --sheet demo.png
+	$(DEMO)/bin/python -m runtime --prompts pocket --seed 4 --overwrite -o demo --sheet demo.png
 endif
 	@echo "make demo: the picture is $(CURDIR)/demo.png"
 

@@ -12,6 +12,8 @@ from runtime.session import Array, Session, as_inputs
 
 Float32 = npt.NDArray[np.float32]
 
+LEAST_MEAN = 0.01  # of the root mean square: means below are not restored
+
 
 def encode_chunks(encoder: Session, chunks: Sequence[Chunk], clip_skip: int) -> Float32:
     """Chunks of a prompt as encoder_hidden_states, float32 (1, chunks · max_length, D).
@@ -32,14 +34,17 @@ def encode_chunks(encoder: Session, chunks: Sequence[Chunk], clip_skip: int) -> 
 def weighted(states: Float32, weights: npt.NDArray[np.float64]) -> Float32:
     """States of a chunk, float32 (1, L, D), each token's times its weight (L,), and then all scaled to their old mean.
 
-    z' = w·z · mean(z) / mean(w·z), in float64 and rounded once, as the web interfaces do; unscaled where the new mean
-    is 0.
+    z' = w·z · mean(z) / mean(w·z), in float64 and rounded once, as the web interfaces do; unscaled where one of the
+    means is below ``LEAST_MEAN`` of the root mean square of z: it is then the rest of what cancels, and the quotient
+    of two such says nothing of scale. (CLIP's own states have a tenth.)
     """
     if (weights == 1).all():
         return states
     before = states.astype(np.float64)
     after = before * weights[:, None]
-    ratio = before.mean() / after.mean() if after.mean() else 1.0
+    means = before.mean(), after.mean()
+    least = LEAST_MEAN * np.sqrt(np.square(before).mean())
+    ratio = means[0] / means[1] if min(map(abs, means)) > least else 1.0
     scaled: Float32 = (after * ratio).astype(np.float32)
     return scaled
 

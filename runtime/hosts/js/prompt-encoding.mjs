@@ -7,6 +7,8 @@
 import { concatenated, tensor } from "./tensor.mjs";
 import { turn } from "./turn.mjs";
 
+const LEAST_MEAN = 0.01; // of the root mean square: means below are not restored
+
 /**
  * What the U-Net is told of prompts and their negatives: encoder_hidden_states (B, L, D).
  *
@@ -66,16 +68,18 @@ export async function encodeChunks(encoder, chunks, clipSkip, dim, signal) {
 /**
  * States of a chunk (L, D), each token's times its weight, and then all scaled to their old mean.
  *
- * z' = w*z * mean(z) / mean(w*z), in float64 and rounded once, as the web interfaces do; unscaled where the new mean is
- * 0.
+ * z' = w*z * mean(z) / mean(w*z), in float64 and rounded once, as the web interfaces do; unscaled where one of the means
+ * is below `LEAST_MEAN` of the root mean square of z, which says nothing of scale.
  */
 export function weighted(states, weights) {
   if (weights.every((weight) => weight === 1)) return states;
   const dim = states.length / weights.length;
   const after = Float64Array.from(states, (value, i) => value * weights[Math.floor(i / dim)]);
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const [before, now] = [mean(Float64Array.from(states)), mean(after)];
-  const ratio = now === 0 ? 1 : before / now;
+  const before = Float64Array.from(states);
+  const means = [mean(before), mean(after)];
+  const least = LEAST_MEAN * Math.sqrt(mean(before.map((value) => value ** 2)));
+  const ratio = Math.min(...means.map(Math.abs)) > least ? means[0] / means[1] : 1;
   return Float32Array.from(after, (value) => value * ratio);
 }
 
