@@ -62,7 +62,7 @@ test("the package has all that it exports, and the CLI is not run by whoever imp
 
 test("the README's program runs, by the package's own name", withText, () => {
   const program = /```js\n([^]*?)```/.exec(read("README.md"))[1];
-  const here = program.replace("models_onnx/my-model", TEXT).replace("60_000", "1_000_000");
+  const here = program.replace("models_onnx/pocket", TEXT).replace("60_000", "1_000_000");
   assert.notEqual(here, program);
   const words = ["--input-type=module", "--eval", here];
   const { status, stdout, stderr } = spawnSync(process.execPath, words, { cwd: fileURLToPath(HERE), encoding: "utf8" });
