@@ -248,7 +248,7 @@ def test_an_error_is_noticed() -> None:
 def test_the_committed_outputs_are_those_of_one_run(notebook: NotebookNode) -> None:
     check_outputs(notebook)
     pictures = [output for cell in code(notebook) for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 20
+    assert len(pictures) == 20
 
 
 def wording(cell: NotebookNode) -> str:
