@@ -4,6 +4,7 @@ with their writer."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -14,8 +15,10 @@ from training import data
 from training.data import Dataset
 from training.errors import DataError
 from training.stable_diffusion.pocket import tokens
-from training.stable_diffusion.pocket.captions import Said, Statement, describe, known_words, words_of
+from training.stable_diffusion.pocket.captions import Said, Statement, describe, known_words, sentence, words_of
 from training.stable_diffusion.pocket.config import IMAGE_SIZE
+from training.stable_diffusion.pocket.evaluation.negatives import attributes, open_attributes, with_attribute
+from training.stable_diffusion.pocket.evaluation.requests import draw_requests
 from training.stable_diffusion.pocket.render import Picture, render
 from training.stable_diffusion.pocket.scenes import draw_scenes
 from training.stable_diffusion.pocket.sources import Sources
@@ -272,6 +275,30 @@ def test_captions_say_what_they_claim_to_say_and_nothing_untrue(scenes: list[Sce
         orders = [scene.things, scene.things[::-1]]
         assert any(all(map(holds, said, order)) for order in orders), (caption, scene)
         assert len(said) == 2 or len(scene.things) == 1, (caption, scene)
+
+
+def test_a_negative_sentence_says_all_that_the_prompt_says_and_one_thing_more() -> None:
+    draws = np.random.default_rng(7)
+    opened = set()
+    for request in draw_requests(400, seed=0):
+        if len(request.scene.things) == 2:
+            continue
+        prompt, names = request.caption.statement, open_attributes(request)
+        assert "position" not in names or prompt.things[0].size != "large", "large things have no other place"
+        for name in names:
+            value = attributes(request.scene)[name]
+            assert value is not None
+            negative = read(sentence(with_attribute(prompt, name, value), draws))
+            before, after = stated(prompt), stated(negative)
+            assert before[name] is None, request.caption
+            assert after == before | {name: value}, (request.caption, negative)
+            opened.add(name)
+    assert opened == {"colour", "background", "position", "size"}
+
+
+def stated(statement: Statement) -> dict[str, str | None]:
+    (said,) = statement.things
+    return {**dataclasses.asdict(said), "background": statement.background}
 
 
 def test_captions_use_all_the_known_words_and_no_others(scenes: list[Scene]) -> None:

@@ -108,14 +108,19 @@ def describe(scene: Scene, draws: np.random.Generator) -> Caption:
     statement = Statement((said,), background)
     if draws.random() < SHARE_OF_TAGS:
         return Caption(tags(statement, draws), statement)
+    return Caption(sentence(statement, draws), statement)
+
+
+def sentence(statement: Statement, draws: np.random.Generator) -> str:
+    """What is said of one thing and of the background, in words."""
+    said, background = statement.things[0], statement.background
     place = pick(draws, POSITIONS[said.position]) if said.position else ""
     thing = noun_phrase(said, draws)
     if place and draws.random() < 0.2:
-        return Caption(with_background(f"{place}, {thing}", background, draws, may_lead=False), statement)
+        return with_background(f"{place}, {thing}", background, draws, may_lead=False)
     if place and draws.random() < 0.3:  # the place comes last of all
-        text = with_background(thing, background, draws, may_lead=False)
-        return Caption(f"{text} {place}", statement)
-    return Caption(with_background(f"{thing} {place}".strip(), background, draws), statement)
+        return f"{with_background(thing, background, draws, may_lead=False)} {place}"
+    return with_background(f"{thing} {place}".strip(), background, draws)
 
 
 def describe_two(scene: Scene, draws: np.random.Generator) -> Caption:

@@ -86,14 +86,14 @@ class Findings:
     neighbours_of_real: Sequence[Neighbour]
 
     @property
-    def without(self) -> Proportion:
-        """How many pictures of all trials show it when nothing is said against it."""
-        return Proportion(sum(t.without.hits for t in self.trials), sum(t.without.count for t in self.trials))
-
-    @property
-    def told(self) -> Proportion:
-        """How many pictures of all trials show what the negative prompt names."""
-        return Proportion(sum(t.told.hits for t in self.trials), sum(t.told.count for t in self.trials))
+    def negatives(self) -> dict[str, Proportion]:
+        """How many pictures of all trials show it: "without" a negative prompt, "told" not to, and "told by word"."""
+        counted = {
+            "without": [trial.without for trial in self.trials],
+            "told": [trial.told for trial in self.trials],
+            "told_by_word": [trial.told_by_word for trial in self.trials],
+        }
+        return {name: Proportion(sum(p.hits for p in ps), sum(p.count for p in ps)) for name, ps in counted.items()}
 
     @cached_property
     def distance(self) -> Figure | None:
@@ -108,13 +108,13 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         groups = self.prompted.counts()
         trials = [
-            {name: getattr(t, name) for name in ("prompt", "attribute", "value", "negative_prompt")}
-            | {"without": t.without.to_json(), "told": t.told.to_json()}
+            {name: getattr(t, name) for name in ("prompt", "attribute", "value", "negative_prompt", "word")}
+            | {name: getattr(t, name).to_json() for name in ("without", "told", "told_by_word")}
             for t in self.trials
         ]
         return {
             "facts": {group: {name: p.to_json() for name, p in facts.items()} for group, facts in groups.items()},
-            "negative_prompts": {"told": self.told.to_json(), "trials": trials},
+            "negative_prompts": {name: p.to_json() for name, p in self.negatives.items()} | {"trials": trials},
             "vae_psnr_db": self.rebuilt.psnr.to_json(),
             "image_to_image": {name: p.to_json() for name, p in self.recoloured.counts.items()},
             "nearest_training_pictures": {
@@ -133,13 +133,14 @@ class Findings:
         for name in groups["all"]:
             cells = [percent(facts[name]) if name in facts else ABSENT for facts in groups.values()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
+        without, told, by_word = map(percent, self.negatives.values())
         kept = ", ".join(f"{name} {percent(each)}" for name, each in self.recoloured.counts.items())
         return "\n".join(
             [
                 *lines,
                 "",
                 f"- negative prompts: {len(self.trials)} attributes are shown by half of the pictures or more; "
-                f"{percent(self.without)} show them, and told not to, {percent(self.told)}",
+                f"{without} show them; {told} do when told not to in a sentence, {by_word} by the word alone",
                 f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr.in_words(1)} dB",
                 f"- image to image in another colour: {kept}",
                 f"- nearest training pictures: median distance {in_words(self.distance)}, of real test pictures "
