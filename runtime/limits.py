@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -34,6 +35,17 @@ def check_clip(value: float | None, name: str = "clip_sample") -> float | None:
     if value is not None and (not is_finite_number(value) or value <= 0):
         raise RequestError(f"{name} is {value}; it must be a number above 0, or None")
     return value
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Refuse what is none of some words; anything may be asked for, an array too, which compares with no word.
+
+    Raises:
+        RequestError: with the name, the value and the words.
+    """
+    if not isinstance(value, str) or value not in choices:
+        joined = " or ".join(choices) if len(choices) == 2 else ", ".join(choices)
+        raise RequestError(f"{name} {value!r} is unknown; choose {joined}")
 
 
 def is_finite_number(value: object) -> bool:

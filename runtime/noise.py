@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
+from runtime.limits import check_choice
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -42,8 +43,7 @@ def noise_generator(name: str, seed: int) -> NoiseGenerator:
     Raises:
         RequestError: the name is unknown or the seed out of range.
     """
-    if name not in GENERATORS:
-        raise RequestError(f"noise generator {name!r} is unknown; choose {' or '.join(GENERATORS)}")
+    check_choice("noise generator", name, GENERATORS)
     return GENERATORS[name](seed)
 
 

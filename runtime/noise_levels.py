@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
-from runtime.limits import is_finite_number
+from runtime.limits import check_choice, is_finite_number
 from runtime.noise_schedule import Float64, Level, NoiseSchedule
 from runtime.sigma_spacings import (
     ALIGN_YOUR_STEPS,
@@ -45,15 +45,14 @@ def select_timesteps(
     """
     total, count = num_train_timesteps, num_inference_steps
     check_count(count, total)
+    check_choice("timestep_spacing", spacing, SPACINGS)
     steps: npt.NDArray[Any]
     if spacing == "leading":
         steps = np.arange(count)[::-1] * (total // count) + steps_offset
     elif spacing == "trailing":
         steps = np.round(total - np.arange(count) * (total / count)) - 1
-    elif spacing == "linspace":
-        steps = np.round(np.linspace(0, total - 1, count))[::-1]
     else:
-        raise RequestError(f"timestep_spacing {spacing!r} is unknown; choose {', '.join(SPACINGS)}")
+        steps = np.round(np.linspace(0, total - 1, count))[::-1]
     if steps[0] >= total:
         raise RequestError(
             f"num_inference_steps {count} with steps_offset {steps_offset} goes beyond timestep {total - 1}"
@@ -121,8 +120,7 @@ class SigmaLevels:
             RequestError: an argument is unknown or out of range.
         """
         final = self.final_sigmas_type if final_sigmas_type is None else final_sigmas_type
-        if final not in FINAL_SIGMAS_TYPES:
-            raise RequestError(f"final_sigmas_type {final!r} is unknown; choose {' or '.join(FINAL_SIGMAS_TYPES)}")
+        check_choice("final_sigmas_type", final, FINAL_SIGMAS_TYPES)
         check_sigma_spacing(sigma_spacing, sigma_min, sigma_max)
         timesteps = self.select(schedule, count, spacing)
         sigmas = np.interp(timesteps, np.arange(schedule.num_train_timesteps), schedule.sigmas)
@@ -175,8 +173,8 @@ class SigmaLevels:
 
 
 def check_sigma_spacing(sigma_spacing: str | None, sigma_min: float | None, sigma_max: float | None) -> None:
-    if sigma_spacing is not None and sigma_spacing not in SIGMA_SPACINGS:
-        raise RequestError(f"sigma_spacing {sigma_spacing!r} is unknown; choose {', '.join(SIGMA_SPACINGS)}")
+    if sigma_spacing is not None:
+        check_choice("sigma_spacing", sigma_spacing, SIGMA_SPACINGS)
     for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
         if value is None:
             continue

@@ -28,7 +28,7 @@ from runtime.engine import import_engine
 from runtime.errors import RequestError
 from runtime.image import UInt8
 from runtime.inpainting import EVERYWHERE, Region
-from runtime.limits import check_whole, is_finite_number
+from runtime.limits import check_choice, check_whole, is_finite_number
 from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, draw_each, image_seed
@@ -215,8 +215,7 @@ class Pipeline(ABC):
             raise RequestError(f"plan is {plan!r}; it must be a Plan, as compile_plan and Plan.from_json make them")
         if not is_finite_number(guidance_scale):
             raise RequestError(f"guidance_scale is {guidance_scale}; it must be a finite number (1 is off)")
-        if not isinstance(rng, str) or rng not in GENERATORS:
-            raise RequestError(f"rng {rng!r} is unknown; choose {', '.join(GENERATORS)}")
+        check_choice("rng", rng, GENERATORS)
         check_plan(self.bundle, plan, from_image)
 
     def sample(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from runtime.errors import RequestError
 from runtime.image import UInt8
-from runtime.limits import check_share, check_whole, is_finite_number
+from runtime.limits import check_choice, check_share, check_whole, is_finite_number
 from runtime.recipe import SecondPass, Settings
 from runtime.source_image import to_sample
 
@@ -71,8 +71,7 @@ def take_upscale(settings: Mapping[str, Any]) -> tuple[Upscale | None, dict[str,
             raise RequestError(f"{name} {value} is of a second pass; give upscale, such as 2, or leave it out")
         return None, rest
     by, steps = given.get("upscale_by", LATENTS), given.get("upscale_steps")
-    if by not in UPSCALE_BY:
-        raise RequestError(f"upscale_by {by!r} is unknown; choose {' or '.join(UPSCALE_BY)}")
+    check_choice("upscale_by", by, UPSCALE_BY)
     strength = check_share("upscale_strength", given.get("upscale_strength", UPSCALE_STRENGTH))
     if steps is not None:
         check_whole("upscale_steps", steps, least=1)

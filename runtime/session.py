@@ -26,6 +26,7 @@ from runtime.cancel import stopped_by
 from runtime.engine import PROVIDERS, import_engine
 from runtime.errors import BundleError, Cancelled, EngineError, RequestError, one_line
 from runtime.external_data import check_external_data, mapped
+from runtime.limits import check_choice
 from runtime.verified import check_sha256
 
 Array = npt.NDArray[Any]
@@ -127,8 +128,7 @@ def choose_provider(wanted: str) -> tuple[str, str]:
         EngineError: "cuda" was asked for and sessions would not run there; the message has cause and cure.
         RequestError: an unknown name.
     """
-    if wanted not in ("auto", *PROVIDERS):
-        raise RequestError(f"provider {wanted!r} is unknown; choose auto, {', '.join(PROVIDERS)}")
+    check_choice("provider", wanted, ("auto", *PROVIDERS))
     if wanted == "cpu":
         return "cpu", "provider cpu, as asked"
     if wanted == "auto" and PROVIDERS["cuda"] not in import_engine().get_available_providers():

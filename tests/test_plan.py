@@ -138,9 +138,15 @@ def test_timesteps_decrease_and_stay_in_range(spacing: str, count: int) -> None:
         ({"eta": float("nan")}, "eta is nan"),
         ({"eta": -1.0}, "eta is -1.0"),
         ({"eta": 30.0, "num_inference_steps": 10}, "asks for more noise than there is"),
+        ({"eta": 1e308, "num_inference_steps": 10}, "eta 1e+308 asks for more noise than there is"),
+        ({"eta": 1e308, "num_inference_steps": 1}, "eta 1e+308 asks for more noise than there is"),
+        ({"sampler": "ddpm", "variance": np.zeros(3)}, "variance array([0., 0., 0.]) is unknown"),
         ({"sampler": "ddpm", "variance": "learned"}, "variance 'learned' is unknown; choose posterior or beta"),
         ({"sampler": "ddpm", "eta": 1.0}, "sampler ddpm has no option 'eta'"),
         ({"timestep_spacing": "karras"}, "timestep_spacing 'karras' is unknown"),
+        ({"timestep_spacing": np.zeros(3)}, "timestep_spacing array([0., 0., 0.]) is unknown"),
+        ({"sampler": "euler", "sigma_spacing": np.zeros(3)}, "sigma_spacing array([0., 0., 0.]) is unknown"),
+        ({"sampler": "euler", "final_sigmas_type": np.zeros(3)}, "final_sigmas_type array([0., 0., 0.]) is unknown"),
     ],
 )
 def test_bad_arguments_name_the_value_and_the_choice(arguments: dict[str, Any], message: str) -> None:

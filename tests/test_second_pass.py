@@ -157,6 +157,7 @@ def test_too_little_memory_for_the_larger_size(text: TextToImage, monkeypatch: p
         ({"upscale": float("nan")}, "upscale is nan"),
         ({"upscale": "2"}, "upscale is '2'"),
         ({"upscale": 2, "upscale_by": "magic"}, "upscale_by 'magic' is unknown; choose latents or pixels"),
+        ({"upscale": 2, "upscale_by": np.zeros(3)}, "upscale_by array([0., 0., 0.]) is unknown"),
         ({"upscale": 2, "upscale_strength": 2}, "upscale_strength is 2"),
         ({"upscale": 2, "upscale_steps": 0}, "upscale_steps is 0"),
         (

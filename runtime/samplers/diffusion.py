@@ -6,7 +6,7 @@ import itertools
 import math
 
 from runtime.errors import RequestError
-from runtime.limits import is_finite_number
+from runtime.limits import check_choice, is_finite_number
 from runtime.noise_schedule import Float64, Level, NoiseSchedule
 from runtime.samplers.rows import NOISE, OUTPUT, SAMPLE, Row, Rows, aged, predictions, sum_of, unit
 
@@ -20,8 +20,8 @@ def ddim(schedule: NoiseSchedule, levels: list[Level], eta: float = 0.0) -> Rows
     for now, following in itertools.pairwise(levels):
         x0, eps = predictions(now, schedule.prediction_type)
         after, before = now.alpha_cumprod, following.alpha_cumprod
-        variance = eta**2 * (1 - before) / (1 - after) * (1 - after / before)
-        if variance > 1 - before:
+        variance = eta * eta * (1 - before) / (1 - after) * (1 - after / before)
+        if not variance <= 1 - before:  # it may be infinite, or infinite times 0
             raise RequestError(
                 f"eta {eta} asks for more noise than there is at timestep {now.timestep:g}; 1 is always possible"
             )
@@ -34,8 +34,7 @@ def ddpm(schedule: NoiseSchedule, levels: list[Level], variance: str = "posterio
 
     ``variance`` is "posterior" (β̃) or "beta" (β), the two choices of their section 3.2. The last row draws nothing.
     """
-    if variance not in ("posterior", "beta"):
-        raise RequestError(f"variance {variance!r} is unknown; choose posterior or beta")
+    check_choice("variance", variance, ("posterior", "beta"))
     for now, following in itertools.pairwise(levels):
         x0, _ = predictions(now, schedule.prediction_type)
         after, before = now.alpha_cumprod, following.alpha_cumprod

@@ -162,7 +162,7 @@ class Pipeline {
       throw new RequestError(`guidanceScale is ${shown(guidance)}; it must be a finite number (1 is off)`);
     }
     if (!Object.hasOwn(GENERATORS, rng)) {
-      throw new RequestError(`rng ${shown(rng)} is unknown; choose ${Object.keys(GENERATORS).join(", ")}`);
+      throw new RequestError(`rng ${shown(rng)} is unknown; choose ${Object.keys(GENERATORS).join(" or ")}`);
     }
     return {
       plan: this.plan({ sampler, numInferenceSteps, plan }),

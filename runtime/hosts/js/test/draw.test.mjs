@@ -196,7 +196,7 @@ const WRONG = [
   [{ classLabels: 1, seed: 2 ** 60 }, /seed is 1152921504606847000; .* \(above 2\^53 - 1 as a BigInt\)/],
   [{ classLabels: 1, guidanceScale: Infinity }, /guidanceScale is .*; it must be a finite number \(1 is off\)/],
   [{ classLabels: 1, guidanceScale: "3" }, /guidanceScale is "3"/],
-  [{ classLabels: 1, rng: "dice" }, /rng "dice" is unknown; choose philox, torch/],
+  [{ classLabels: 1, rng: "dice" }, /rng "dice" is unknown; choose philox or torch/],
   [{ classLabels: 1, width: 64 }, /draws 28x28 pixels only, not 64x28/],
   [{ classLabels: 1, batchSize: 0 }, /batchSize is 0/],
   [null, /a request to mnist-paper must be an object/],
