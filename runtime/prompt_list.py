@@ -6,6 +6,7 @@ What a line says has the types that it must have; whether it suits the model is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def read_prompt_list(path: Path, subject: str) -> list[Entry]:
 def find_list(path: Path) -> Path:
     """A file, or else a list that comes with the package; a folder of its name may be where it was drawn to."""
     own = LISTS / f"{path}.jsonl"
-    return own if re.fullmatch(r"[a-z]+", str(path)) and own.is_file() and not path.is_file() else path
+    return own if re.fullmatch(r"[a-z]+", str(path)) and os.path.isfile(own) and not os.path.isfile(path) else path
 
 
 def read_text(path: Path) -> str:

@@ -375,6 +375,10 @@ def test_from_a_folder_to_a_list(models: Path, words: Path, refusal: Callable[..
     [
         (["--model", "tiny-text", "a", "--embedding", "missing.pt"], "missing.pt does not exist"),
         (["--model", "tiny-text", "a", "--embeddings", "missing"], "--embeddings missing is no folder"),
+        # No system takes such a name, not even to say that it is not there.
+        (["--model", "tiny-text", "a", "--embedding", 300 * "x"], f"{300 * 'x'} is no file of an embedding"),
+        (["--model", "tiny-text", "a", "--embedding", f"x={300 * 'x'}"], f"{300 * 'x'} is no file of an embedding"),
+        (["--model", "tiny-text", "a", "--embeddings", 300 * "x"], f"--embeddings {300 * 'x'} is no folder"),
         (["--model", "tiny", "--embedding", "FILE"], "draws classes and takes no text; leave out the embeddings"),
     ],
 )

@@ -113,6 +113,7 @@ def test_failures_come_last_and_with_their_lines(model: str, capsys: pytest.Capt
         (["-o", "/proc/out"], "cannot be made (No such file or directory)"),
         (["-o", "x" * 300], "cannot be made (File name too long)"),
         (["--prompts", "missing.txt"], "the list missing.txt cannot be read (No such file or directory)"),
+        (["--prompts", 300 * "x"], "x cannot be read (File name too long)"),
         (["--prompts", "broken.jsonl"], "broken.jsonl, line 2: prompt must be str, not int"),
         (["--model", "tiny"], "list.txt, line 1: label 'red' is none of 0 to 2 (cat, dog, owl) or all"),
         (["--model", "tiny", "--prompts", "broken.jsonl"], "broken.jsonl, line 1 lacks the key 'label'"),

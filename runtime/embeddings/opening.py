@@ -36,7 +36,7 @@ def embedding_settings(arguments: argparse.Namespace) -> list[Any]:
         RequestError: a folder is none.
     """
     for folder in arguments.embeddings:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # false, too, of what is no path at all
             raise RequestError(f"--embeddings {folder} is no folder; a file is given by --embedding")
     return [*map(named_file, arguments.embedding), *arguments.embeddings]
 
@@ -44,7 +44,7 @@ def embedding_settings(arguments: argparse.Namespace) -> list[Any]:
 def named_file(word: str) -> Path | tuple[str, Path]:
     """FILE or NAME=FILE; a file that has "=" in its name, and is there, is meant itself."""
     name, equals, file = word.partition("=")
-    return (name, Path(file)) if equals and name and not Path(word).is_file() else Path(word)
+    return (name, Path(file)) if equals and name and not os.path.isfile(word) else Path(word)
 
 
 def open_embeddings(given: EmbeddingInput, bundle: Bundle, conditioning: TextConditioning) -> Embeddings:
@@ -65,7 +65,7 @@ def open_embeddings(given: EmbeddingInput, bundle: Bundle, conditioning: TextCon
         )
     found, files = [], []
     for name, path in sources(given):
-        if path.is_dir():
+        if os.path.isdir(path):
             if name is not None:
                 raise RequestError(f"{path} is a folder, whose files have names; leave out {name!r}")
             files += files_of(path)
