@@ -10,6 +10,7 @@ import { openBundle } from "./bundle.mjs";
 import { readConformance } from "./conformance.mjs";
 import { makePipeline } from "./diffuse.mjs";
 import { BundleError, DiffusionError, oneLine, quoted } from "./errors.mjs";
+import { checkKeys } from "./limits.mjs";
 import { GENERATORS, mersenneWords, noiseGenerator, philoxWords } from "./noise.mjs";
 import { PLAN_TENSORS } from "./plan.mjs";
 import { shortened } from "./prompt-syntax.mjs";
@@ -19,9 +20,12 @@ import { product, tensor } from "./tensor.mjs";
 
 const MAX_DRAW = 1000; // of a case of noise
 const MAX_NUMBERS = 2 ** 26; // of all its draws together; a conformance file has no room for more
+const OPTIONS = ["executionProviders", "threads", "variant", "tokenizer", "signal"];
 const KINDS = { graph, bits, noise, plan, tokens, picture };
 
-export async function* check(files, ort, { tokenizer, signal, ...where } = {}) {
+export async function* check(files, ort, options = {}) {
+  checkKeys(options, OPTIONS, "check");
+  const { tokenizer, signal, ...where } = options;
   const bundle = await openBundle(files, { signal });
   const networks = new Networks(bundle, ort, where);
   const here = { bundle, networks, tokenizer, signal };
