@@ -4,7 +4,7 @@
  * ```js
  * import * as ort from "onnxruntime-node"; // or onnxruntime-web
  * import { Tokenizer } from "@huggingface/tokenizers";
- * import { load } from "./diffuse.mjs";
+ * import { load } from "diffusion-anywhere";
  *
  * const pipeline = await load(files, ort, { tokenizer: Tokenizer });
  * const { images, warnings } = await pipeline({ prompt: "a red sneaker on a white background", seed: 7n });
@@ -30,14 +30,14 @@ export interface FileEntry {
 
 export interface ReadOptions {
   /** Bytes of the file where the manifest says so: another number is an error, and may be one before all is read. */
-  readonly size?: number;
+  readonly size?: number | undefined;
   /** The most bytes it may have; the same as `size` where there is one. A longer one must not be read to its end. */
   readonly maxSize: number;
   /** SHA-256 where the manifest says one: a key for a cache. Whoever implements `Files` need not check it. */
-  readonly sha256?: string;
-  readonly signal?: AbortSignal;
+  readonly sha256?: string | undefined;
+  readonly signal?: AbortSignal | undefined;
   /** To be called with the bytes of this file read so far, as often as is convenient, or never. */
-  readonly onProgress?: (loaded: number) => void;
+  readonly onProgress?: ((loaded: number) => void) | undefined;
 }
 
 /**
@@ -47,7 +47,7 @@ export interface ReadOptions {
  */
 export interface Files {
   /** What messages call the bundle, such as its folder or its address. */
-  readonly name?: string;
+  readonly name?: string | undefined;
   /** The bytes of `manifest.json`. */
   manifest(options: ReadOptions): Promise<Uint8Array>;
   /** The bytes of another file, by its plain name. */
@@ -84,15 +84,15 @@ export interface LoadOptions {
   /**
    * As ONNX Runtime names them ("cpu", "wasm", "webgpu", "cuda" ...), best first. Without it: the engine's own choice.
    */
-  readonly executionProviders?: readonly (string | { readonly name: string })[];
+  readonly executionProviders?: readonly (string | { readonly name: string })[] | undefined;
   /** Threads inside an operator. In a browser this can be said once, before the first graph is opened. */
-  readonly threads?: number;
+  readonly threads?: number | undefined;
   /** Which of a role's graphs, such as "fp16", where it has several; without it float32. */
-  readonly variant?: string;
+  readonly variant?: string | undefined;
   /** Bundles of text need it, those of classes do not. */
-  readonly tokenizer?: TokenizerClass;
-  readonly signal?: AbortSignal;
-  readonly onProgress?: (progress: LoadProgress) => void;
+  readonly tokenizer?: TokenizerClass | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
 }
 
 /**
@@ -112,46 +112,46 @@ export function load(files: Files, ort: OnnxRuntime, options?: LoadOptions): Pro
  */
 export interface PictureRequest {
   /** One prompt or several. It may say `(word:1.3)`, `[word]` and `BREAK`, see docs/prompts.md. */
-  readonly prompt?: string | readonly string[];
+  readonly prompt?: string | readonly string[] | undefined;
   /** What guidance leads away from; one for all, or one for each prompt. The default is the empty prompt. */
-  readonly negativePrompt?: string | readonly string[];
+  readonly negativePrompt?: string | readonly string[] | undefined;
   /** Images of each prompt, which follow each other; the default is 1. */
-  readonly numImagesPerPrompt?: number;
+  readonly numImagesPerPrompt?: number | undefined;
   /** Last layers of the text encoder to leave out; the default is the manifest's. */
-  readonly clipSkip?: number;
+  readonly clipSkip?: number | undefined;
   /**
    * One label or several: 0 .. num_classes - 1, or num_classes for none. `manifest.conditioning.names` has their names.
    */
-  readonly classLabels?: number | readonly number[];
+  readonly classLabels?: number | readonly number[] | undefined;
   /** Which of the manifest's samplers; the default is `manifest.defaults.sampler`. */
-  readonly sampler?: string;
+  readonly sampler?: string | undefined;
   /**
    * With the sampler it names a plan of the manifest, `SAMPLER-STEPS`; what is not there is refused by a line that
    * lists them.
    */
-  readonly numInferenceSteps?: number;
+  readonly numInferenceSteps?: number | undefined;
   /** Instead of both: a plan of the manifest by its name, or one that `readPlan` has read. */
-  readonly plan?: string | Plan;
+  readonly plan?: string | Plan | undefined;
   /** s in uncond + s * (cond - uncond); 1 is off and halves the work. The default is the manifest's. */
-  readonly guidanceScale?: number;
+  readonly guidanceScale?: number | undefined;
   /** 0 .. 2^64 - 1, of the first image; image k has seed + k. Without it one below 2^32 is drawn. */
-  readonly seed?: bigint | number;
+  readonly seed?: bigint | number | undefined;
   /** The default is "philox". */
-  readonly rng?: "philox" | "torch";
+  readonly rng?: "philox" | "torch" | undefined;
   /**
    * Pixels. Models of text take multiples of `latents.factor`, those of classes but their own size, which is the
    * default.
    */
-  readonly width?: number;
-  readonly height?: number;
+  readonly width?: number | undefined;
+  readonly height?: number | undefined;
   /** Images evaluated together, by default 1 of text and 32 of classes. It changes time and memory, never a picture. */
-  readonly batchSize?: number;
+  readonly batchSize?: number | undefined;
   /**
    * Stops between two evaluations of a network; what is thrown is the signal's reason. The pipeline can be used again.
    */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
   /** Called after each row with the rows done and the rows in all. */
-  readonly onProgress?: (row: number, rows: number) => void;
+  readonly onProgress?: ((row: number, rows: number) => void) | undefined;
 }
 
 /** Row by row, `channels` bytes for each pixel: red, green and blue, or grey. */
@@ -239,23 +239,35 @@ export interface Pipeline {
   /** SHA-256 of manifest.json, by which a picture's recipe knows the bundle. */
   readonly bundleSha256: string;
   /** The plan that a request would take, which says how many rows there will be: `plan.timesteps.length`. */
-  plan(request: Pick<PictureRequest, "sampler" | "numInferenceSteps" | "plan">): Plan;
+  plan(request?: Pick<PictureRequest, "sampler" | "numInferenceSteps" | "plan">): Plan;
   /** Give the engine's memory back; the pipeline cannot be used any more. */
   dispose(): Promise<void>;
 }
+
+/** What a network is trained to tell of a noisy sample. */
+export type PredictionType = "epsilon" | "v_prediction" | "sample";
 
 /** A manifest, by the names of docs/bundle.md. `plans` are as in the file; `Pipeline.plan` gives them checked. */
 export interface Manifest {
   readonly format_version: 1;
   readonly name: string;
   readonly family: "class-conditional-ddpm" | "stable-diffusion-1";
-  readonly provenance: Readonly<Record<string, unknown>>;
+  readonly provenance: {
+    readonly source: string;
+    readonly sha256: string;
+    readonly licence: string;
+    readonly training: Readonly<Record<string, unknown>> | null;
+    readonly exporter: Readonly<Record<string, unknown>>;
+  };
   readonly graphs: Readonly<Record<string, Readonly<Record<string, GraphEntry>>>>;
   readonly noise_schedule: {
     readonly num_train_timesteps: number;
     readonly alphas_cumprod: readonly number[];
-    readonly prediction_type: "epsilon" | "v_prediction" | "sample";
-    readonly [key: string]: unknown;
+    readonly betas: Readonly<Record<string, unknown>>;
+    readonly prediction_type: PredictionType;
+    readonly final_alpha_cumprod: number;
+    readonly timestep_spacing: "leading" | "trailing" | "linspace";
+    readonly steps_offset: number;
   };
   readonly pixels: { readonly channels: 1 | 3; readonly height: number; readonly width: number } | null;
   readonly latents: {
@@ -264,7 +276,10 @@ export interface Manifest {
     readonly scaling_factor: number;
     readonly preview?: { readonly weights: readonly (readonly number[])[]; readonly biases: readonly number[] } | null;
   } | null;
-  readonly unet_input: readonly { readonly name: string; readonly channels: number }[];
+  readonly unet_input: readonly {
+    readonly name: "sample" | "mask" | "masked_sample";
+    readonly channels: number;
+  }[];
   readonly conditioning: ClassConditioning | TextConditioning;
   readonly defaults: {
     readonly sampler: string;
@@ -300,7 +315,7 @@ export interface TextConditioning {
 
 export interface TensorEntry {
   readonly name: string;
-  readonly dtype: string;
+  readonly dtype: "float32" | "float16" | "int64" | "int32";
   readonly shape: readonly (number | string)[];
 }
 
@@ -309,7 +324,9 @@ export interface GraphEntry extends FileEntry {
   readonly inputs: readonly TensorEntry[];
   readonly outputs: readonly TensorEntry[];
   readonly providers: readonly string[];
-  readonly [key: string]: unknown;
+  readonly opset: number;
+  readonly parity: Readonly<Record<string, unknown>>;
+  readonly initializers: Readonly<Record<string, { readonly name: string; readonly transposed: boolean }>>;
 }
 
 /** A plan as JSON has it: docs/bundle.md, section "A plan". */
@@ -317,7 +334,7 @@ export interface PlanFields {
   readonly sampler: string;
   readonly num_inference_steps: number;
   readonly options: Readonly<Record<string, unknown>>;
-  readonly prediction_type: string;
+  readonly prediction_type: PredictionType;
   readonly initial_scale: number;
   readonly signal_scales: readonly number[];
   readonly noise_scales: readonly number[];
@@ -344,7 +361,9 @@ export interface Plan extends PlanFields {
 export function readPlan(file: Uint8Array | string): Promise<Plan>;
 
 /** Base of all errors that a caller can mend. Each message is one line: what is wrong, what is allowed, what to do. */
-export class DiffusionError extends Error {}
+export class DiffusionError extends Error {
+  constructor(message: string, options?: ErrorOptions);
+}
 
 /** A bundle is missing, damaged, from the future, or not a bundle. */
 export class BundleError extends DiffusionError {}

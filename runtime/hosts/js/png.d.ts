@@ -6,4 +6,4 @@ import type { Image } from "./diffuse.d.ts";
  * @param texts by keyword, such as `pictureTexts(recipe)` of recipe.mjs; Latin-1 goes into tEXt, anything else into
  *   iTXt.
  */
-export function encodePng(image: Image, texts?: Readonly<Record<string, string>>): Promise<Uint8Array>;
+export function encodePng(image: Image, texts?: Readonly<Record<string, string>>): Promise<Uint8Array<ArrayBuffer>>;

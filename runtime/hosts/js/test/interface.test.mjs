@@ -6,15 +6,21 @@ import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
+import * as ort from "onnxruntime-node";
+
+import { check } from "../check.mjs";
+import { load } from "../diffuse.mjs";
+import { folderFiles } from "../node-files.mjs";
+import { TextToImage } from "../text-to-image.mjs";
 import { VERSION } from "../version.mjs";
-import { TEXT, withText } from "./bundles.mjs";
+import { CLASSES, TEXT, withText } from "./bundles.mjs";
 
 const HERE = new URL("../", import.meta.url);
 const read = (name) => readFileSync(new URL(name, HERE), "utf8");
 const NODES_OWN = ["node-files.mjs", "diffuse-cli.mjs"];
 
 test("pictures carry this package's version", () => {
-  assert.equal(VERSION, JSON.parse(read("package.json")).version);
+  for (const name of ["package.json", "package-lock.json"]) assert.equal(JSON.parse(read(name)).version, VERSION);
 });
 
 for (const name of readdirSync(HERE).filter((each) => each.endsWith(".d.ts"))) {
@@ -49,15 +55,46 @@ test("shared modules import each other and nothing else, and name nothing of Nod
   }
 });
 
-test("the package has all that it exports, and the CLI is not run by whoever imports it", () => {
-  const { exports, bin, files, license } = JSON.parse(read("package.json"));
-  const there = readdirSync(HERE);
-  for (const path of [...Object.values(exports).flatMap(Object.values), ...Object.values(bin)]) {
-    assert.ok(there.includes(path.slice(2)), path);
-  }
-  assert.deepEqual(files, ["*.mjs", "*.d.ts"]);
-  assert.equal(license, "Apache-2.0");
-  assert.ok(there.includes("LICENSE") && there.includes("README.md"));
+/** The keys that an interface of diffuse.d.ts declares, sorted. */
+function declaredKeys(name) {
+  const [, body] = new RegExp(`^export interface ${name}(?: extends \\w+)? \\{\n([^]*?)^\\}`, "m").exec(
+    read("diffuse.d.ts"),
+  );
+  return [...body.matchAll(/^  (?:readonly )?(\w+)\??[:(]/gm)].map(([, key]) => key).sort();
+}
+
+/** The keys that the refusal of an unknown one names, sorted. */
+async function takenKeys(ask) {
+  const { message } = await ask({ nonsense: 1 }).then(assert.fail, (error) => error);
+  return /has no "nonsense"; there are (.*)$/.exec(message)[1].split(", ").sort();
+}
+
+test("what can be asked for is what is declared", async () => {
+  assert.deepEqual(await takenKeys((options) => load(folderFiles(CLASSES), ort, options)), declaredKeys("LoadOptions"));
+  const replay = (options) => check(folderFiles(CLASSES), ort, options).next();
+  assert.deepEqual([...(await takenKeys(replay)), "onProgress"].sort(), declaredKeys("LoadOptions"));
+  const pipeline = await load(folderFiles(CLASSES), ort, { threads: 1 });
+  const ofClasses = await takenKeys(pipeline);
+  assert.deepEqual([...ofClasses, ...TextToImage.takes].sort(), declaredKeys("PictureRequest"));
+  await pipeline.dispose();
+});
+
+test("a step and a result have what is declared, and nothing else", async () => {
+  const pipeline = await load(folderFiles(CLASSES), ort, { threads: 1 });
+  let step;
+  for await (step of pipeline.denoise({ classLabels: 0, numInferenceSteps: 10 }));
+  assert.deepEqual([...Object.keys(step), "preview", "result"].sort(), declaredKeys("Step"));
+  const result = await step.result();
+  assert.deepEqual(Object.keys(result).sort(), declaredKeys("Result"));
+  const ofPictures = [...declaredKeys("Image"), ...declaredKeys("Picture")].sort();
+  assert.deepEqual(Object.keys(result.images[0]).sort(), ofPictures);
+  assert.deepEqual(Object.keys(result.sample).sort(), declaredKeys("FloatTensor"));
+  assert.deepEqual(Object.keys(pipeline.manifest).sort(), declaredKeys("Manifest"));
+  assert.deepEqual(
+    Object.keys(pipeline.plan()).sort(),
+    [...declaredKeys("PlanFields"), ...declaredKeys("Plan")].sort(),
+  );
+  await pipeline.dispose();
 });
 
 test("the README's program runs, by the package's own name", withText, () => {
