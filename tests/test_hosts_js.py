@@ -28,6 +28,7 @@ from runtime.image import METADATA_KEY, PARAMETERS_KEY
 from runtime.parameters import parameters
 from runtime.plan import Plan
 from runtime.replay import OF_MACHINE
+from runtime.version import __version__
 
 ROOT = Path(__file__).parents[1]
 JS = ROOT / "runtime" / "hosts" / "js"
@@ -84,6 +85,10 @@ def comparable(value: Any) -> Any:
 def test_the_numbers_that_its_tests_compare_with_are_this_packages() -> None:
     committed = json.loads(js_vectors.FILE.read_text("utf-8"))
     assert json.loads(js_vectors.text()) == comparable(committed), "run: python tests/js_vectors.py"
+
+
+def test_it_has_this_packages_version() -> None:
+    assert json.loads((JS / "package.json").read_text("utf-8"))["version"] == __version__
 
 
 @pytest.mark.slow
