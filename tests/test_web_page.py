@@ -134,6 +134,7 @@ def test_the_pocket_model_draws_a_sentence(open_page: Open, pocket_address: str,
     began = time.monotonic()
     opened.draw()
     seconds = time.monotonic() - began
+    opened.screenshot("sentence-wide")
     path = opened.download(tmp_path)
     found = psnr(pixels(path), load(POCKET)(prompt, seed=7, num_inference_steps=10).images[0])
     print(f"pocket: {found:.1f} dB, {seconds:.1f} s from click to picture; no bound, since a busy machine takes longer")
@@ -311,6 +312,7 @@ def test_a_phone_has_room_for_it(open_page: Open, request: pytest.FixtureRequest
         assert box["height"] >= 40
     width = page.locator("#picture").bounding_box()["width"]
     assert 200 < width <= 360
+    opened.screenshot(f"{'sentence' if where == 'pocket_address' else 'class'}-360")
     assert page.evaluate("getComputedStyle(document.getElementById('picture')).imageRendering") == "pixelated"
     for summary in page.locator("summary:visible").all():
         summary.tap()
@@ -335,7 +337,7 @@ def contrast(first: str, second: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read_in_light_and_in_dark(open_page: Open, address: str, scheme: str) -> None:
-    opened = open_page(f"{address}#model=tiny", color_scheme=scheme)
+    opened = open_page(f"{address}#model=mnist-paper&class=8&steps=4&seed=1", color_scheme=scheme)
     opened.wait("^Ready$")
     colours = opened.page.evaluate("""() => {
       const of = (element, name) => getComputedStyle(element)[name];
@@ -352,6 +354,8 @@ def test_it_can_be_read_in_light_and_in_dark(open_page: Open, address: str, sche
     assert [pair for pair in colours if contrast(*pair) < 4.5] == []
     background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (contrast(background, "rgb(0, 0, 0)") > 10) == (scheme == "light")
+    opened.draw()
+    opened.screenshot(f"class-{scheme}")
 
 
 def test_a_link_has_all_that_a_picture_is_made_of(open_page: Open, text_address: str, tmp_path: Path) -> None:

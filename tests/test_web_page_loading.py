@@ -39,6 +39,7 @@ def test_a_damaged_model_is_said_and_not_kept(open_page: Open, page_files: Site,
         opened = open_page(server.url)
         opened.wait("The model is not there")
         expect(opened.page.locator("#problem")).to_contain_text("tiny/unet.onnx is damaged")
+        opened.screenshot("problem-wide")
         site["models/tiny/unet.onnx"] = model
         opened.page.click("#retry")
         opened.wait("^Ready$")

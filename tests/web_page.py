@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 MNIST = ROOT / "models_onnx" / "mnist-paper"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE = 240_000  # milliseconds, for machines that are busy with something else
+SCREENSHOTS_VARIABLE = "DIFFUSION_ANYWHERE_SCREENSHOTS"
 LEAST_DB = 45.0  # of a picture beside Python's
 Site = dict[str, bytes | Path]
 Needed = TypeVar("Needed")
@@ -95,6 +96,11 @@ class Opened(NamedTuple):
         """Have the picture drawn that the form asks for."""
         self.page.click("#draw")
         self.wait("^Drawn in")
+
+    def screenshot(self, name: str) -> None:
+        """Save the whole page as NAME.png in the folder that the environment names, if it names one."""
+        if folder := os.environ.get(SCREENSHOTS_VARIABLE):
+            self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
     def download(self, folder: Path) -> Path:
         """The picture as a file in a folder."""
