@@ -119,7 +119,9 @@ function labelOf(text, { names, num_classes: count }) {
 function condition({ label, negative, "clip-skip": clipSkip }, prompt, { name, conditioning }) {
   if (conditioning.kind === "text") {
     if (label !== undefined)
-      throw new RequestError(`${name} draws what a prompt says; leave out --label ${shown(label)}, or choose a --model`);
+      throw new RequestError(
+        `${name} draws what a prompt says; leave out --label ${shown(label)}, or choose a --model`,
+      );
     if (prompt === undefined) throw new RequestError(`${name} draws what a prompt says; give one: "a red sneaker"`);
     return { prompt, negativePrompt: negative };
   }

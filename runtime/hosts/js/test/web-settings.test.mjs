@@ -119,7 +119,10 @@ test("a sampler without steps has the model's number of steps, or says which it 
 });
 
 test("an engine that there is not is said, and is what is best", () => {
-  assert.deepEqual(["wasm", "webgpu", "auto"].map((engine) => engineOf({ engine })), ["wasm", "webgpu", "auto"]);
+  assert.deepEqual(
+    ["wasm", "webgpu", "auto"].map((engine) => engineOf({ engine })),
+    ["wasm", "webgpu", "auto"],
+  );
   assert.deepEqual([{}, { engine: "foo" }, { engine: "" }].map(engineOf), ["auto", "auto", "auto"]);
   const { settings, problems } = checked({ engine: "foo" }, CLASSES);
   assert.equal(settings.engine, "auto");
