@@ -28,6 +28,7 @@ from runtime.image import METADATA_KEY, PARAMETERS_KEY
 from runtime.parameters import parameters
 from runtime.plan import Plan
 from runtime.replay import OF_MACHINE
+from runtime.samplers import KNOWN_AS
 from runtime.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +90,11 @@ def test_the_numbers_that_its_tests_compare_with_are_this_packages() -> None:
 
 def test_it_has_this_packages_version() -> None:
     assert json.loads((JS / "package.json").read_text("utf-8"))["version"] == __version__
+
+
+def test_it_calls_samplers_what_they_are_called_here() -> None:
+    table = (JS / "recipe.mjs").read_text("utf-8").partition("const KNOWN_AS = {")[2].partition("};")[0]
+    assert dict(re.findall(r'(\w+): "(.*)",', table)) == KNOWN_AS
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ const METADATA_KEY = "diffusion-anywhere";
 const PARAMETERS_KEY = "parameters"; // where the web interfaces look
 const HASH_DIGITS = 10;
 // What people call the samplers; runtime/samplers has the same table.
-export const KNOWN_AS = {
+const KNOWN_AS = {
   ddpm: "DDPM",
   ddim: "DDIM",
   pndm: "PLMS",
@@ -26,6 +26,11 @@ export const KNOWN_AS = {
   lcm: "LCM",
   tcd: "TCD",
 };
+
+/** A sampler as people call it; its own name, where they have none. */
+export function knownAs(sampler) {
+  return Object.hasOwn(KNOWN_AS, sampler) ? KNOWN_AS[sampler] : sampler;
+}
 
 export function pictureTexts(recipe) {
   const words = parameters(recipe);
@@ -52,7 +57,7 @@ export function parameters(recipe) {
   const { options } = recipe;
   const facts = {
     Steps: recipe.num_inference_steps,
-    Sampler: Object.hasOwn(KNOWN_AS, recipe.sampler) ? KNOWN_AS[recipe.sampler] : recipe.sampler,
+    Sampler: knownAs(recipe.sampler),
     "Schedule type": options.sigma_spacing ? capitalized(String(options.sigma_spacing)) : undefined,
     "CFG scale": recipe.guidance_scale,
     Seed: recipe.seed,
@@ -68,6 +73,6 @@ export function parameters(recipe) {
   return lines.join("\n");
 }
 
-function capitalized(word) {
+export function capitalized(word) {
   return word[0].toUpperCase() + word.slice(1).toLowerCase();
 }

@@ -1,6 +1,6 @@
 /** What the page has to know of a model, out of its checked manifest. */
 
-import { KNOWN_AS } from "../recipe.mjs";
+import { capitalized, knownAs } from "../recipe.mjs";
 
 /**
  * @param manifest as docs/bundle.md has it, checked.
@@ -31,6 +31,5 @@ export function describe({ name, conditioning, defaults, plans }) {
 
 /** A sampler as people call it, such as "DPM++ 2M Karras". */
 function inWords(sampler, { sigma_spacing: spacing }) {
-  const known = Object.hasOwn(KNOWN_AS, sampler) ? KNOWN_AS[sampler] : sampler;
-  return spacing ? `${known} ${spacing[0].toUpperCase()}${spacing.slice(1)}` : known;
+  return spacing ? `${knownAs(sampler)} ${capitalized(String(spacing))}` : knownAs(sampler);
 }
