@@ -30,7 +30,7 @@ const PROVIDERS = {
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array };
 
 /** One graph, ready to run. */
-export class Session {
+class Session {
   constructor(session, ort, graph) {
     Object.assign(this, { session, ort, graph });
     this.last = Promise.resolve(); // WebAssembly runs one evaluation at a time, and refuses a second one
@@ -139,6 +139,10 @@ export class Networks {
     ].sort();
     if (variant !== undefined && !known.includes(variant)) {
       throw new RequestError(`variant ${shown(variant)} is unknown; ${bundle.manifest.name} has ${known.join(", ")}`);
+    }
+    if (executionProviders !== undefined && !Array.isArray(executionProviders)) {
+      const hint = 'it must be a list, the best first, such as ["cpu"]';
+      throw new RequestError(`executionProviders is ${shown(executionProviders)}; ${hint}`);
     }
     if (threads !== undefined) {
       checkWhole("threads", threads, 1, MAX_THREADS);

@@ -136,6 +136,7 @@ test("options of load that are wrong are one line each", async () => {
   await refused(load(files, ort, { variant: "int2" }), /variant "int2" is unknown; mnist-paper has fp32/, RequestError);
   await refused(load(files, ort, { thread: 2 }), /load has no "thread"; there are executionProviders/, RequestError);
   await refused(load(files, ort, { executionProviders: ["abacus"] }), /abacus/, EngineError);
+  await refused(load(files, ort, { executionProviders: "cpu" }), /is "cpu"; it must be a list/, RequestError);
   const manifest = (m) => (m.graphs.unet.fp32.providers = ["CUDAExecutionProvider"]);
   await refused(
     load(changed(CLASSES, { manifest }), ort),
