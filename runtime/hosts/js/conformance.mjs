@@ -8,7 +8,7 @@ import { readSafetensors } from "./safetensors.mjs";
 const MAX_CONFORMANCE_BYTES = 256 * 2 ** 20;
 
 /** One case, read key by key; some of its values name tensors of the file. */
-export class Case extends Fields {
+class Case extends Fields {
   constructor(value, where, tensors) {
     super(value, where);
     this.tensors = tensors;

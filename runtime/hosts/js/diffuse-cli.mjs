@@ -18,6 +18,7 @@ import { load, readPlan } from "./diffuse.mjs";
 import { DiffusionError, EngineError, RequestError, oneLine, printable } from "./errors.mjs";
 import { shown } from "./limits.mjs";
 import { checkWritable, findBundle, folderFiles, writeWhole } from "./node-files.mjs";
+import { MAX_PLAN_BYTES } from "./plan.mjs";
 import { encodePng } from "./png.mjs";
 import { pictureTexts } from "./recipe.mjs";
 
@@ -47,7 +48,6 @@ const OPTIONS = {
   overwrite: { type: "boolean" },
   help: { type: "boolean", short: "h" },
 };
-const MAX_PLAN_BYTES = 64 * 2 ** 20;
 const BAR_WIDTH = 30;
 
 /** The words of a command line: `{ values, positionals }`. */

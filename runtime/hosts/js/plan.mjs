@@ -14,7 +14,7 @@ const KEYS = [
 ];
 const COLUMNS = 9; // four samples, four outputs, one noise
 const OUTPUT = 4; // the first of the outputs
-const MAX_BYTES = 64 * 2 ** 20;
+export const MAX_PLAN_BYTES = 64 * 2 ** 20;
 // Sigma is infinite where no signal is left; the model's own table ends here (sigma = 4096) instead.
 const LEAST_ALPHA_CUMPROD = 2 ** -24;
 // Some samplers round the timestep they tell or cut its fraction off, which moves it by less than one.
@@ -39,8 +39,8 @@ export async function readPlan(file) {
   const bytes = typeof file === "string" ? new TextEncoder().encode(file) : file;
   if (!(bytes instanceof Uint8Array))
     throw new RequestError(`a plan is read from bytes or text, not from ${kindOf(file)}`);
-  if (bytes.length > MAX_BYTES)
-    throw new RequestError(`the plan has ${bytes.length} bytes; at most ${MAX_BYTES} are read`);
+  if (bytes.length > MAX_PLAN_BYTES)
+    throw new RequestError(`the plan has ${bytes.length} bytes; at most ${MAX_PLAN_BYTES} are read`);
   let value;
   try {
     value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));

@@ -169,7 +169,7 @@ function spelledOut(step) {
 }
 
 /** A section's tokens in chunks of at most `room`; one that is empty, if there are none. */
-export function divided(tokens, room, comma) {
+function divided(tokens, room, comma) {
   const chunks = [];
   let [begin, lastComma] = [0, -1];
   tokens.forEach(({ token }, end) => {
@@ -185,7 +185,7 @@ export function divided(tokens, room, comma) {
 }
 
 /** Refuse what cannot be a prompt. */
-export function checkText(prompt) {
+function checkText(prompt) {
   if (typeof prompt !== "string") throw new RequestError(`a prompt must be a string, not ${kindOf(prompt)}`);
   if (prompt.length > MAX_CHARACTERS && Array.from(prompt).length > MAX_CHARACTERS) {
     throw new RequestError(`the prompt has more than ${MAX_CHARACTERS} characters, which is all that is read`);

@@ -4,15 +4,17 @@ import { oneLine } from "../errors.mjs";
 import { remember } from "./address.mjs";
 import { Drawer } from "./drawer.mjs";
 import { allow, clearProblem, fill, listen, offer, read, showProblems } from "./form.mjs";
+import { download, shareLink } from "./give-away.mjs";
 import { offered } from "./model-files.mjs";
 import { keepForOffline } from "./offline.mjs";
-import { download, shareLink } from "./give-away.mjs";
 import { asRequest, checked, engineOf, fromFragment, inWords, newSeed, toFragment } from "./settings.mjs";
 import { Shelf } from "./shelf.mjs";
 import { Stage } from "./stage.mjs";
 import { doing, drawnOn, inSeconds, loadingInWords, nothingWrong, notice, notices, short, wrong } from "./status.mjs";
 
 const element = (id) => document.getElementById(id);
+
+const LASTING = ["prompt", "negative", "seed", "engine"]; // fields that stay as they are when the model is another
 
 const stage = new Stage({
   frame: element("frame"),
@@ -120,8 +122,6 @@ const HEARD = {
   },
 };
 
-const LASTING = ["prompt", "negative", "seed", "engine"];
-
 // What is done with the controls.
 
 listen(changed, draw);
@@ -158,7 +158,7 @@ function changed(control) {
     notices([]);
     open(models[element("model").selectedIndex], settingsInForm());
   } else if (description) remember(fragmentOfForm);
-  else if (LASTING.includes(control.id)) asked[control.id] = control.value;
+  else if (LASTING.includes(id)) asked[id] = control.value;
 }
 
 function setSeed() {

@@ -17,7 +17,7 @@ export async function download(picture) {
 }
 
 /** Such as `a-red-sneaker-7.png`. */
-export function fileName({ seed, recipe }) {
+function fileName({ seed, recipe }) {
   const subject = recipe.prompt ?? `${recipe.bundle}-${recipe.class_label}`;
   const words = subject.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
   return `${words.join("-").slice(0, LONGEST_NAME)}-${seed}.png`;

@@ -4,7 +4,7 @@
  * A link has all of it behind its `#`, which browsers send to nobody: `#model=pocket&prompt=a+red+sneaker&steps=10&...`
  */
 
-export const MAX_SEED = 2n ** 64n - 1n;
+const MAX_SEED = 2n ** 64n - 1n;
 const ENGINES = ["auto", "webgpu", "wasm"];
 
 /** The engine that a link or the form names; the best there is where it names none, or none that there is. */
