@@ -12,6 +12,7 @@ from PIL import Image
 from runtime.bundle import Bundle
 from runtime.errors import RequestError
 from runtime.extend import check_extend, check_multiples, extended
+from runtime.limits import check_flag
 from runtime.source_image import ImageInput, MaskInput, fit, open_image, open_mask
 
 
@@ -39,7 +40,11 @@ class Source:
         """What a finished picture says of the mask that it was drawn with: nothing without one.
 
         ``mask_sha256`` is of the mask's pixels, 8 bits each, row by row, at the size that was drawn.
+
+        Raises:
+            RequestError: ``paste_back`` is neither true nor false.
         """
+        check_flag("paste_back", paste_back)
         if self.mask is None:
             return {}
         grown = {"extend": dict(self.extend)} if self.extend else {}

@@ -338,6 +338,12 @@ def test_what_no_picture_grows_by_is_refused(text: TextToImage, extend: Any, mes
         text("red", image=picture(8, 8), extend=extend)
 
 
+@pytest.mark.parametrize("value", [None, 1, "no", np.zeros(3)])
+def test_pixels_are_put_back_or_not(text: TextToImage, value: Any) -> None:
+    with pytest.raises(RequestError, match=r"paste_back is .*; it must be True or False"):
+        text("red", image=picture(8, 8), mask=rectangle(8, 8), paste_back=value)
+
+
 def test_a_mask_is_of_an_image(text: TextToImage) -> None:
     for name, value in (("mask", rectangle(8, 8)), ("extend", {"left": 2})):
         with pytest.raises(RequestError, match=f"{name} says what of an image is drawn anew, and there is no image"):
