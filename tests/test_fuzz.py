@@ -183,8 +183,8 @@ def check_whole(name: str, data: bytes) -> None:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             assert len(arrays["images"]) > 0
     else:
-        for line in data.decode().splitlines():
-            json.loads(line)
+        for whole in [data] if suffix == ".json" else data.splitlines():
+            json.loads(whole)
 
 
 def check_ended(words: list[str], ended: Ended, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
