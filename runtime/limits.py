@@ -37,7 +37,7 @@ def check_clip(value: float | None, name: str = "clip_sample") -> float | None:
     return value
 
 
-def check_flag(name: str, value: object) -> bool:
+def check_bool(name: str, value: object) -> bool:
     """The value, if it is true or false and not merely taken for it; else raises RequestError."""
     if not isinstance(value, bool | np.bool_):
         raise RequestError(f"{name} is {value!r}; it must be True or False")

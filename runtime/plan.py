@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import RequestError
-from runtime.limits import check_clip, check_share, check_whole, is_finite_number
+from runtime.limits import check_choice, check_clip, check_share, check_whole, is_finite_number
 from runtime.noise_levels import SPACINGS, select_timesteps
 from runtime.noise_schedule import PREDICTION_TYPES, Float64, Level, NoiseSchedule, rescale_zero_terminal_snr
 from runtime.samplers import SAMPLERS, find_sampler, option_defaults, sampler_options
@@ -240,7 +240,10 @@ def chosen(options: Mapping[str, Any], function: Callable[..., Any]) -> dict[str
 
 def choose_spacing(schedule: NoiseSchedule, sampler: str, timestep_spacing: str | None) -> str | None:
     if SAMPLERS[sampler].selects_timesteps:
-        return schedule.timestep_spacing if timestep_spacing is None else timestep_spacing
+        if timestep_spacing is None:
+            return schedule.timestep_spacing
+        check_choice("timestep_spacing", timestep_spacing, SPACINGS)
+        return timestep_spacing
     if timestep_spacing is not None:
         raise RequestError(
             f"sampler {sampler} has timesteps of its own; leave out timestep_spacing {timestep_spacing!r}"

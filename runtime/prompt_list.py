@@ -106,6 +106,7 @@ def read_prompt_list(path: Path, subject: str) -> list[Entry]:
 def find_list(path: Path) -> Path:
     """A file, or else a list that comes with the package; a folder of its name may be where it was drawn to."""
     own = LISTS / f"{path}.jsonl"
+    # Path.is_file raises an error at names longer than any system takes.
     return own if re.fullmatch(r"[a-z]+", str(path)) and os.path.isfile(own) and not os.path.isfile(path) else path
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from runtime.bundle import Bundle
 from runtime.errors import RequestError
 from runtime.extend import check_extend, check_multiples, extended
-from runtime.limits import check_flag
+from runtime.limits import check_bool
 from runtime.source_image import ImageInput, MaskInput, fit, open_image, open_mask
 
 
@@ -44,11 +44,11 @@ class Source:
         Raises:
             RequestError: ``paste_back`` is neither true nor false.
         """
-        check_flag("paste_back", paste_back)
+        put_back = check_bool("paste_back", paste_back)
         if self.mask is None:
             return {}
         grown = {"extend": dict(self.extend)} if self.extend else {}
-        own = {"mask_sha256": hashlib.sha256(self.mask.tobytes()).hexdigest(), "paste_back": bool(paste_back)}
+        own = {"mask_sha256": hashlib.sha256(self.mask.tobytes()).hexdigest(), "paste_back": put_back}
         return own | grown
 
 

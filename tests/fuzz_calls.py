@@ -26,7 +26,8 @@ BEYOND = (9, 0, 2**14, 2**14 + 2)
 
 ODD_VALUES = st.sampled_from(
     (
-        *(None, True, False, 0, 1, -1, 2, 2**31, 2**64, 2**70, 10**400, "", "x", "1", "\x00", "a\nb", "\udcff", b"x"),
+        *(None, True, False, 0, 1, -1, 2, 2**31, 2**64, 2**70, 10**200, 10**400),
+        *("", "x", "1", "\x00", "a\nb", "\udcff", b"x"),
         *(0.5, -0.0, 1.5, float("nan"), float("inf"), -float("inf"), 1e308, 1e-320, 1j, np.float32(1), np.int64(3)),
         *((), [], {}, [1], (1, 2), {"a": 1}, [[]], [None], range(3), np.zeros(3), np.zeros((2, 2), np.uint8)),
         *(Path(), object()),

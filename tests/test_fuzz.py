@@ -182,9 +182,11 @@ def check_whole(name: str, data: bytes) -> None:
     elif suffix == ".npz":
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             assert len(arrays["images"]) > 0
+    elif suffix == ".jsonl":
+        for line in data.splitlines():
+            json.loads(line)
     else:
-        for whole in [data] if suffix == ".json" else data.splitlines():
-            json.loads(whole)
+        json.loads(data)
 
 
 def check_ended(words: list[str], ended: Ended, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:

@@ -36,7 +36,7 @@ def embedding_settings(arguments: argparse.Namespace) -> list[Any]:
         RequestError: a folder is none.
     """
     for folder in arguments.embeddings:
-        if not os.path.isdir(folder):  # false, too, of what is no path at all
+        if not os.path.isdir(folder):  # Path.is_dir raises an error at names longer than any system takes
             raise RequestError(f"--embeddings {folder} is no folder; a file is given by --embedding")
     return [*map(named_file, arguments.embedding), *arguments.embeddings]
 
@@ -65,7 +65,7 @@ def open_embeddings(given: EmbeddingInput, bundle: Bundle, conditioning: TextCon
         )
     found, files = [], []
     for name, path in sources(given):
-        if os.path.isdir(path):
+        if os.path.isdir(path):  # as above
             if name is not None:
                 raise RequestError(f"{path} is a folder, whose files have names; leave out {name!r}")
             files += files_of(path)

@@ -17,6 +17,7 @@ def ddim(schedule: NoiseSchedule, levels: list[Level], eta: float = 0.0) -> Rows
         raise RequestError(
             f"eta is {eta}; it must be a number of at least 0 (0 is deterministic, 1 is DDPM's variance)"
         )
+    eta = float(eta)  # whose square may be infinite, and is no error
     for now, following in itertools.pairwise(levels):
         x0, eps = predictions(now, schedule.prediction_type)
         after, before = now.alpha_cumprod, following.alpha_cumprod

@@ -20,7 +20,8 @@ const read = (name) => readFileSync(new URL(name, HERE), "utf8");
 const NODES_OWN = ["node-files.mjs", "diffuse-cli.mjs"];
 
 test("pictures carry this package's version", () => {
-  for (const name of ["package.json", "package-lock.json"]) assert.equal(JSON.parse(read(name)).version, VERSION);
+  const locked = JSON.parse(read("package-lock.json"));
+  for (const { version } of [JSON.parse(read("package.json")), locked, locked.packages[""]]) assert.equal(version, VERSION);
 });
 
 for (const name of readdirSync(HERE).filter((each) => each.endsWith(".d.ts"))) {

@@ -1,8 +1,8 @@
 """Negative prompts: what a model shows of its own accord, and whether it can be told not to.
 
-Guidance leads along the difference between two predictions, of the prompt and of the negative prompt, so away from all
-that the negative prompt leaves open too. "In the centre" against "a pink dress" differs more in the dress than in the
-place; "a pink dress in the centre" differs in the place alone. Both ways of saying it are tried.
+Guidance strengthens what only the prompt says and weakens what only the negative prompt says. Against "in the centre"
+nearly all of the difference is "a pink dress"; against "a pink dress in the centre" it is the place alone, and the
+dress is hardly strengthened. Both ways of saying it are tried, and it is counted what goes and what stays.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from training.classifier.agreement import Proportion
 from training.randomness import array_generator
 from training.stable_diffusion.pocket import captions
-from training.stable_diffusion.pocket.captions import Statement
+from training.stable_diffusion.pocket.captions import Caption, Statement
 from training.stable_diffusion.pocket.evaluation.drawing import Drawer
+from training.stable_diffusion.pocket.evaluation.facts import check
 from training.stable_diffusion.pocket.evaluation.requests import Request, draw_requests
 from training.stable_diffusion.pocket.judge import Judge
 from training.stable_diffusion.pocket.world import Scene
@@ -26,28 +27,42 @@ MOSTLY = 0.5  # share of the pictures from which on a prompt shows an attribute
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What the pictures of a prompt show.
+
+    Attributes:
+        shown: how many show what was not asked for.
+        kept: how many of all facts that the prompt states hold.
+    """
+
+    shown: Proportion
+    kept: Proportion
+
+    def to_json(self) -> dict[str, object]:
+        return {"shown": self.shown.to_json(), "kept": self.kept.to_json()}
+
+
+@dataclass(frozen=True)
 class Trial:
-    """A prompt that mostly shows something it does not ask for, and how often it still does when told not to.
+    """A prompt that mostly shows something it does not ask for, and whether it can be told not to.
 
     Attributes:
         prompt: what was asked for.
         attribute: its kind: "colour", "background", "position" or "size".
         value: what is mostly shown.
-        without: how many pictures show it.
         negative_prompt: all that the prompt says, and this.
-        told: how many pictures show it then.
         word: this alone.
-        told_by_word: how many pictures show it with that as negative prompt.
+        without, told, told_by_word: what came with no negative prompt, with that one, and with the word as one.
     """
 
     prompt: str
     attribute: str
     value: str
-    without: Proportion
     negative_prompt: str
-    told: Proportion
     word: str
-    told_by_word: Proportion
+    without: Outcome
+    told: Outcome
+    told_by_word: Outcome
 
 
 def attributes(scene: Scene) -> dict[str, str | None]:
@@ -112,26 +127,25 @@ def run_trials(drawer: Drawer, judge: Judge, folder: Path) -> list[Trial]:
     words = [in_words(attribute, value) for _, attribute, value in found]
     # Without one once more, from the same noise as with one: of what was chosen for its frequency some was chance.
     negatives = {"untold": [""] * len(found), "told": sentences, "told-by-word": words}
-    shown: list[list[Proportion]] = []
+    outcomes: list[list[Outcome]] = []
     for name, negative_prompts in negatives.items():
         lines = [
             {"prompt": caption.text, "negative_prompt": negative_prompt}
             for (caption, _, _), negative_prompt in zip(found, negative_prompts, strict=True)
         ]
         groups = read_groups(drawer, judge, lines, folder / name)
-        shown.append([showing(scenes, *what) for (_, *what), scenes in zip(found, groups, strict=True)])
-    trials = [
-        Trial(caption.text, attribute, value, without, sentence, told, word, told_by_word)
-        for (caption, attribute, value), sentence, word, without, told, told_by_word in zip(
-            found, sentences, words, *shown, strict=True
-        )
+        outcomes.append([outcome(scenes, *each) for each, scenes in zip(found, groups, strict=True)])
+    return [
+        Trial(caption.text, attribute, value, *rest)
+        for (caption, attribute, value), *rest in zip(found, sentences, words, *outcomes, strict=True)
     ]
-    return [trial for trial in trials if trial.without.rate >= MOSTLY]
 
 
-def showing(scenes: Sequence[Scene], attribute: str, value: str) -> Proportion:
-    """How many pictures show it."""
-    return Proportion(sum(attributes(scene)[attribute] == value for scene in scenes), len(scenes))
+def outcome(scenes: Sequence[Scene], caption: Caption, attribute: str, value: str) -> Outcome:
+    """What was read of the pictures of a sentence."""
+    facts = [fact.holds for scene in scenes for fact in check(caption.statement, scene)]
+    shown = sum(attributes(scene)[attribute] == value for scene in scenes)
+    return Outcome(Proportion(shown, len(scenes)), Proportion(sum(facts), len(facts)))
 
 
 def read_groups(drawer: Drawer, judge: Judge, lines: Sequence[dict[str, str]], folder: Path) -> list[list[Scene]]:

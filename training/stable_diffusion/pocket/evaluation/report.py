@@ -85,15 +85,18 @@ class Findings:
     neighbours: Sequence[Neighbour]
     neighbours_of_real: Sequence[Neighbour]
 
-    @property
-    def negatives(self) -> dict[str, Proportion]:
-        """How many pictures of all trials show it: "without" a negative prompt, "told" not to, and "told by word"."""
-        counted = {
+    @cached_property
+    def negatives(self) -> dict[str, tuple[Figure, Figure] | None]:
+        """Rates of what was not asked for and of what was: "without" a negative prompt, by a sentence, by a word."""
+        ways = {
             "without": [trial.without for trial in self.trials],
             "told": [trial.told for trial in self.trials],
             "told_by_word": [trial.told_by_word for trial in self.trials],
         }
-        return {name: Proportion(sum(p.hits for p in ps), sum(p.count for p in ps)) for name, ps in counted.items()}
+        return {
+            way: (rate([each.shown for each in outcomes]), rate([each.kept for each in outcomes])) if outcomes else None
+            for way, outcomes in ways.items()
+        }
 
     @cached_property
     def distance(self) -> Figure | None:
@@ -109,12 +112,16 @@ class Findings:
         groups = self.prompted.counts()
         trials = [
             {name: getattr(t, name) for name in ("prompt", "attribute", "value", "negative_prompt", "word")}
-            | {name: getattr(t, name).to_json() for name in ("without", "told", "told_by_word")}
+            | {name: getattr(t, name).to_json() for name in self.negatives}
             for t in self.trials
         ]
         return {
             "facts": {group: {name: p.to_json() for name, p in facts.items()} for group, facts in groups.items()},
-            "negative_prompts": {name: p.to_json() for name, p in self.negatives.items()} | {"trials": trials},
+            "negative_prompts": {
+                way: {"shown": found[0].to_json(), "kept": found[1].to_json()} if found else None
+                for way, found in self.negatives.items()
+            }
+            | {"trials": trials},
             "vae_psnr_db": self.rebuilt.psnr.to_json(),
             "image_to_image": {name: p.to_json() for name, p in self.recoloured.counts.items()},
             "nearest_training_pictures": {
@@ -133,14 +140,14 @@ class Findings:
         for name in groups["all"]:
             cells = [percent(facts[name]) if name in facts else ABSENT for facts in groups.values()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        without, told, by_word = map(percent, self.negatives.values())
+        without, told, by_word = map(shown_and_kept, self.negatives.values())
         kept = ", ".join(f"{name} {percent(each)}" for name, each in self.recoloured.counts.items())
         return "\n".join(
             [
                 *lines,
                 "",
-                f"- negative prompts: {len(self.trials)} attributes are shown by half of the pictures or more; "
-                f"{without} show them; {told} do when told not to in a sentence, {by_word} by the word alone",
+                f"- negative prompts: {len(self.trials)} attributes are mostly shown unasked; shown in {without}; "
+                f"told not to by a sentence, in {told}; by the word alone, in {by_word}",
                 f"- the VAE rebuilds the inside of things at {self.rebuilt.psnr.in_words(1)} dB",
                 f"- image to image in another colour: {kept}",
                 f"- nearest training pictures: median distance {in_words(self.distance)}, of real test pictures "
@@ -173,6 +180,24 @@ def percent(proportion: Proportion) -> str:
     """A rate with its 95 % interval."""
     low, high = proportion.interval()
     return f"{100 * proportion.rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def rate(proportions: Sequence[Proportion]) -> Figure:
+    """Of all of them together, with the interval that other trials would have brought it into."""
+    hits, counts = (np.array([getattr(each, name) for each in proportions]) for name in ("hits", "count"))
+    return bootstrap(
+        lambda chosen: float(chosen @ hits) / float(chosen @ counts),
+        (np.zeros(len(hits), np.int64),),
+        np.random.default_rng(0),
+        bounds=(0, 1),
+    )
+
+
+def shown_and_kept(found: tuple[Figure, Figure] | None) -> str:
+    if found is None:
+        return ABSENT
+    shown, kept = (figure.in_words(1, factor=100) for figure in found)
+    return f"{shown} %, with {kept} % of what was asked for"
 
 
 def median_distance(neighbours: Sequence[Neighbour]) -> Figure | None:
