@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
+from runtime.limits import check_choice
 
 Float64 = npt.NDArray[np.float64]
 
@@ -76,10 +77,7 @@ class NoiseSchedule:
         falling = alphas_cumprod.ndim == 1 and alphas_cumprod.size > 0 and bool((np.diff(alphas_cumprod) < 0).all())
         if not falling or not 0 <= alphas_cumprod[-1] <= alphas_cumprod[0] < 1:
             raise RequestError("alphas_cumprod must be a list of numbers that fall from below 1 to no less than 0")
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise RequestError(
-                f"prediction_type {self.prediction_type!r} is unknown; choose {', '.join(PREDICTION_TYPES)}"
-            )
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
     @property
     def num_train_timesteps(self) -> int:

@@ -28,6 +28,7 @@ from training.stable_diffusion.pocket.world import Scene
 SHOWN = 48  # pictures on a sheet
 NEIGHBOURS_SHOWN = 24
 ABSENT = "–"
+WAYS = ("without", "told", "told_by_word")  # of a trial of negative prompts
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,10 @@ class Findings:
     @cached_property
     def negatives(self) -> dict[str, tuple[Figure, Figure] | None]:
         """Rates of what was not asked for and of what was: "without" a negative prompt, by a sentence, by a word."""
-        ways = {
-            "without": [trial.without for trial in self.trials],
-            "told": [trial.told for trial in self.trials],
-            "told_by_word": [trial.told_by_word for trial in self.trials],
-        }
+        outcomes = {way: [getattr(trial, way) for trial in self.trials] for way in WAYS}
         return {
-            way: (rate([each.shown for each in outcomes]), rate([each.kept for each in outcomes])) if outcomes else None
-            for way, outcomes in ways.items()
+            way: (rate([each.shown for each in found]), rate([each.kept for each in found])) if found else None
+            for way, found in outcomes.items()
         }
 
     @cached_property
@@ -112,7 +109,7 @@ class Findings:
         groups = self.prompted.counts()
         trials = [
             {name: getattr(t, name) for name in ("prompt", "attribute", "value", "negative_prompt", "word")}
-            | {name: getattr(t, name).to_json() for name in self.negatives}
+            | {name: getattr(t, name).to_json() for name in WAYS}
             for t in self.trials
         ]
         return {
