@@ -102,6 +102,14 @@ def add_sd15(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--half-weights", action="store_true", help="keep weights rounded to fp16 and compute in fp32: half the size"
     )
+    command.add_argument(
+        "--engines",
+        nargs="*",
+        choices=("cpu", "cuda"),
+        metavar="ENGINE",
+        help="variants with operators of ONNX Runtime's own beside the portable graphs: cpu (fp32), cuda (fp16); none "
+        "with no name (default: cpu, for graphs above 64 MB)",
+    )
     command.add_argument("--vae", type=Path, metavar="FILE", help="a file or folder whose VAE replaces the own one")
     command.add_argument(
         "--lora",
@@ -159,6 +167,7 @@ def run_sd15(arguments: argparse.Namespace) -> None:
         arguments.out,
         precision=arguments.precision,
         half_weights=arguments.half_weights,
+        engines=arguments.engines,
         vae=arguments.vae,
         loras=[LoraFile(path, scale) for path, scale in arguments.lora],
         use_ema=arguments.use_ema,

@@ -19,11 +19,11 @@ from export.graphs import GraphSpec
 from export.parity import Parity, measure, questions
 from export.restore import noise_schedule, restore
 from export.rounded import measure_half
-from runtime.bundle import CONFORMANCE, MANIFEST, Bundle, open_bundle
+from runtime.bundle import CONFORMANCE, MANIFEST, Bundle, open_bundle, precision_of
 from runtime.plan import compile_plan
 from training.checkpoint import one_line
 
-HALF_VARIANT = "fp16"
+HALF = "fp16"
 # Of what a host may differ by in fp16, which is HOST_MARGIN times what was measured with every value rounded. Here the
 # weights alone are, which is less than all of that; so twice what was measured.
 WEIGHTS_SHARE = 2 / HOST_MARGIN
@@ -62,9 +62,10 @@ def check_graph(bundle: Bundle, role: str, variant: str) -> str:
     spec.module.to_empty(device="meta")  # what PyTorch and ONNX Runtime need is never needed at once
     gc.collect()
     path = bundle.path(bundle.graph(role, variant).file)
+    here = {"any", "CPUExecutionProvider"} & {*bundle.graph(role, variant).providers}
     parity = (
-        measure_half(spec, path, recorded.seed, cases)
-        if variant == HALF_VARIANT
+        measure_half(spec, path, recorded.seed, cases, expanded=not here)
+        if precision_of(variant) == HALF
         else measure(spec, path, recorded.seed, recorded.accepted, cases)
     )
     accepted = f"; a bound of {recorded.accepted:g} was accepted" if recorded.accepted else ""
@@ -141,7 +142,7 @@ def check_conformance(bundle: Bundle, spec: GraphSpec, variant: str) -> None:
         raise ExportError(f"{path} is no conformance file of this bundle ({one_line(error)})") from error
     if not answers:
         raise ExportError(f"{path} has no case for {spec.role} {variant}")
-    share = WEIGHTS_SHARE if variant == HALF_VARIANT else 1.0
+    share = WEIGHTS_SHARE if precision_of(variant) == HALF else 1.0
     for difference, stated in answers:
         tolerance = share * stated
         if not difference <= tolerance:  # which a NaN is not

@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from export.errors import ExportError
+from export.expansions import expand
 from export.graphs import GraphSpec
 from export.half import FLOAT, HALF, cast_node
 from export.parity import PSNR_CEILING, SEED, Parity, Question, load_graph, questions, summarise
-from export.survey import Array, load, name_of, open_graph
+from export.survey import Array, name_of, open_graph, prepared
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 """From the inputs of a graph by name to its outputs by name."""
@@ -32,8 +33,13 @@ HALF_TOLERANCE = 0.05
 """Of the largest value: what no single number may be off by."""
 
 
-def load_rounded(path: Path) -> Run:
+def load_rounded(path: Path, expanded: bool = False) -> Run:
     """Open an fp16 file so that it rounds: slowly, on the CPU.
+
+    Args:
+        path: the file.
+        expanded: write operators of ONNX Runtime's own in standard ones first (``export.expansions``); without it they
+            are refused.
 
     Returns:
         A function from the inputs by name to the outputs by name, as ``export.parity.load_graph`` gives.
@@ -41,8 +47,10 @@ def load_rounded(path: Path) -> Run:
     Raises:
         ExportError: ONNX Runtime does not take the file; and the function raises it when its inputs are not taken.
     """
-    model = load(path)
-    graph = model.graph
+    model = ir.load(path)
+    if expanded:
+        expand(model)
+    graph = prepared(model, path.name).graph
     for weight in list(graph.initializers.values()):
         if weight.dtype == HALF:
             widen(graph, weight, None)
@@ -71,7 +79,9 @@ def widen(graph: ir.Graph, value: ir.Value, producer: ir.Node | None) -> None:
         node.replace_input_with(index, nodes[-1].outputs[0])
 
 
-def measure_half(spec: GraphSpec, path: Path, seed: int = SEED, cases: Sequence[Question] | None = None) -> Parity:
+def measure_half(
+    spec: GraphSpec, path: Path, seed: int = SEED, cases: Sequence[Question] | None = None, expanded: bool = False
+) -> Parity:
     """Hold an fp16 file against PyTorch at the spec's ``half_cases``, rounded as a GPU does and as an engine opens it.
 
     Args:
@@ -79,6 +89,8 @@ def measure_half(spec: GraphSpec, path: Path, seed: int = SEED, cases: Sequence[
         path: the fp16 file.
         seed: of the inputs.
         cases: what ``questions`` gave for this seed, where PyTorch has been asked before.
+        expanded: the file has operators that this machine may have no kernels for. It is not opened as it stands, but
+            expanded (``load_rounded``).
 
     Returns:
         The parity where everything is rounded, for the manifest; its tolerance is ``HALF_TOLERANCE`` of the largest
@@ -93,8 +105,9 @@ def measure_half(spec: GraphSpec, path: Path, seed: int = SEED, cases: Sequence[
     spec = replace(
         spec, parity_sizes=tuple(spec.parity_sizes[index] for index in spec.half_cases), tolerance=HALF_TOLERANCE
     )
-    compare_half(spec, load_graph(path), seed, cases)
-    return compare_half(spec, load_rounded(path), seed, cases)
+    if not expanded:
+        compare_half(spec, load_graph(path), seed, cases)
+    return compare_half(spec, load_rounded(path, expanded), seed, cases)
 
 
 def compare_half(spec: GraphSpec, run: Run, seed: int, cases: Sequence[Question]) -> Parity:

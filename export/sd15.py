@@ -10,6 +10,7 @@ from typing import Any
 
 from export.bundle import check_name, describe_file, describe_schedule, write_manifest
 from export.conformance import Conformance
+from export.engines import check_engines
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.half_weights import round_weights
@@ -90,6 +91,7 @@ def export_sd15(
     *,
     precision: str = "fp32",
     half_weights: bool = False,
+    engines: Sequence[str] | None = None,
     vae: Path | None = None,
     loras: Sequence[LoraFile] = (),
     use_ema: bool = False,
@@ -112,6 +114,8 @@ def export_sd15(
             at the very end.
         precision: "fp32" or "fp16", of weights and arithmetic.
         half_weights: with "fp32", round the weights to float16 and store them so.
+        engines: "cpu" (with "fp32"), "cuda" (with "fp16"): what graphs get variants for, beside the portable ones. None
+            is the CPU, for graphs whose weights lie in a file of their own; an empty list is none.
         vae: a file or folder whose VAE replaces the checkpoint's.
         loras: are merged into text encoder and UNet.
         use_ema: of a single file with two sets of UNet weights, take the averaged ones.
@@ -136,6 +140,7 @@ def export_sd15(
         raise ExportError(f"precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
     if half_weights and precision != "fp32":
         raise ExportError(f"weights are float16 in {precision} anyway; leave out --half-weights")
+    check_engines(engines, precision)
     check_accepted(accepted or {}, precision)
     check_choice(sampler, steps, guidance_scale)
     name = target.resolve().name
@@ -156,7 +161,7 @@ def export_sd15(
         report(f"{opened.provenance['source']}: read in {time.monotonic() - begun:.0f} s")
         defaults = choose_defaults(noise_schedule(opened.model.config.scheduler), sampler, steps, guidance_scale)
         opened.provenance["training"]["half_weights"] = half_weights
-        write_bundle(opened, folder, name, precision, half_weights, defaults, accepted or {}, report)
+        write_bundle(opened, folder, name, precision, half_weights, engines, defaults, accepted or {}, report)
     minutes = (time.monotonic() - begun) / 60
     further = " --image FILE --mask FILE" if opened.model.inpainting else ""
     command = f'python -m runtime --model {target} "a cat"{further}'
@@ -183,6 +188,7 @@ def write_bundle(
     name: str,
     precision: str,
     half_weights: bool,
+    engines: Sequence[str] | None,
     defaults: Defaults,
     accepted: Mapping[str, float],
     report: Callable[[str], None],
@@ -197,7 +203,8 @@ def write_bundle(
     manifest = describe(source, name, schedule, defaults)
     conformance = Conformance()
     add_cases(conformance, source, plans, defaults, precision, report)
-    writer = GraphWriter(folder, conformance, accepted, ACCEPT if precision == "fp32" else None, report, half_weights)
+    option = ACCEPT if precision == "fp32" else None
+    writer = GraphWriter(folder, conformance, accepted, option, report, half_weights, engines)
     graphs = write_graphs(source, writer, precision)
     (folder / TOKENIZER).write_bytes(source.tokenizer.data)
     (folder / CONFORMANCE).write_bytes(conformance.to_bytes())

@@ -99,18 +99,22 @@ def load(path: Path) -> ir.Model:
         ExportError: an operator is not in the ONNX standard, a dtype cannot be inferred, or there are functions or
             graphs within nodes.
     """
-    model = ir.load(path)
+    return prepared(ir.load(path), path.name)
+
+
+def prepared(model: ir.Model, name: str) -> ir.Model:
+    """What ``load`` makes of a graph that was read, in place; ``name`` is what messages call it."""
     for node in model.graph:
         if not onnx.defs.has(node.op_type, node.domain):
-            raise ExportError(f"{path.name}: {node.domain or 'ai.onnx'}.{node.op_type} is not in the ONNX standard")
+            raise ExportError(f"{name}: {node.domain or 'ai.onnx'}.{node.op_type} is not in the ONNX standard")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass()(model)
     if model.functions or len(list(model.graph.all_nodes())) != len(model.graph):
-        raise ExportError(f"{path.name} has functions or nested graphs, which cannot be looked into")
+        raise ExportError(f"{name} has functions or nested graphs, which cannot be looked into")
     for node in model.graph:
         for value in node.outputs:
             if value.dtype is None:
-                raise ExportError(f"{path.name}: the type of {value.name}, from {node.op_type}, cannot be inferred")
+                raise ExportError(f"{name}: the type of {value.name}, from {node.op_type}, cannot be inferred")
     return model
 
 

@@ -214,6 +214,11 @@ class Bundle:
         return data
 
 
+def precision_of(variant: str) -> str:
+    """Of PRECISION or PRECISION-ENGINE, the names that variants have."""
+    return variant.partition("-")[0]
+
+
 def checked_path(folder: Path, file: File) -> Path:
     path = folder / file.name
     size = plain_file_size(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
-from runtime.bundle import Bundle, GraphVariant
+from runtime.bundle import Bundle, GraphVariant, precision_of
 from runtime.cancel import check_cancelled
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, RequestError
@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_VARIANT = "fp32"
 MAX_THREADS = 1024
 LOOK_EVERY = 0.1  # seconds, at whether to stop, while another thread loads
+
+
+def runs_on(graph: GraphVariant, provider: str) -> bool:
+    """Whether a graph is for "cpu" or "cuda"."""
+    return not {"any", PROVIDERS[provider]}.isdisjoint(graph.providers)
 
 
 class Networks:
@@ -47,7 +52,8 @@ class Networks:
             provider: "cpu" or "cuda", for every graph.
             threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
             low_memory: hold one graph at a time.
-            variant: which one of a role that has it; others, and all without it, are float32 where they can be.
+            variant: which one of a role that has it, literally: "fp32" is the portable graph. Others, and all without
+                it, are float32 where they can be, in the variant for the provider where there is one.
             ignore_memory: what the attribute says.
 
         Raises:
@@ -67,10 +73,17 @@ class Networks:
         self._lock = threading.Lock()
 
     def variant_of(self, role: str) -> str:
-        """Which of a role's graphs is used: the one asked for, else float32, else the first."""
+        """Which of a role's graphs is used: the one asked for; else of its precision, of float32, of the first.
+
+        Of a precision the variant for the provider comes before the portable one, and one for another is not taken.
+        """
         variants = self.bundle.graphs.get(role, {})
-        wanted = (self.variant or DEFAULT_VARIANT, DEFAULT_VARIANT, *variants)
-        return next((name for name in wanted if name in variants), DEFAULT_VARIANT)
+        precisions = map(precision_of, [self.variant or DEFAULT_VARIANT, DEFAULT_VARIANT, *variants])
+        ways = [name for precision in precisions for name in (f"{precision}-{self.provider}", precision)]
+        runnable = [name for name, graph in variants.items() if runs_on(graph, self.provider)]
+        if self.variant is not None and self.variant in variants:
+            return self.variant
+        return next((name for name in (*ways, *variants) if name in runnable), next(iter(variants), DEFAULT_VARIANT))
 
     def graph(self, role: str) -> GraphVariant:
         """The graph that is used for a role.
@@ -79,7 +92,7 @@ class Networks:
             BundleError: the bundle has no graph for the role, or one that is for other execution providers.
         """
         graph = self.bundle.graph(role, self.variant_of(role))
-        if not {"any", PROVIDERS[self.provider]} & {*graph.providers}:
+        if not runs_on(graph, self.provider):
             raise BundleError(
                 f"{graph.file.name} is for {', '.join(graph.providers)}, not for {PROVIDERS[self.provider]}; "
                 "choose another provider or variant"
@@ -89,7 +102,7 @@ class Networks:
     def wider(self, role: str) -> str:
         """What helps where a role's numbers are no longer finite: words, which are empty if it is float32 already."""
         used = self.variant_of(role)
-        if used == DEFAULT_VARIANT:
+        if precision_of(used) == DEFAULT_VARIANT:
             return ""
         there = "" if DEFAULT_VARIANT in self.bundle.graphs[role] else ", which has to be exported first"
         return f"the variant {used} may be too narrow: take {DEFAULT_VARIANT}{there}"

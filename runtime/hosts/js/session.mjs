@@ -27,7 +27,14 @@ const PROVIDERS = {
   coreml: "CoreMLExecutionProvider",
   webnn: "WebNNExecutionProvider",
 };
+// What variants for them end in, after their precision: "fp32-cpu".
+const ENGINES = { cpu: "cpu", wasm: "cpu", cuda: "cuda" };
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array };
+
+/** Of PRECISION or PRECISION-ENGINE, the names that variants have. */
+function precisionOf(variant) {
+  return variant.split("-", 1)[0];
+}
 
 /** One graph, ready to run. */
 class Session {
@@ -164,11 +171,29 @@ export class Networks {
     return node ?? web ?? common ?? "unknown";
   }
 
-  /** Which of a role's graphs is used: the one asked for, else float32, else the first. */
+  /**
+   * Which of a role's graphs is used: the one asked for; else of its precision, of float32, of the first.
+   *
+   * Of a precision the variant for the provider comes before the portable one, and one for another is not taken.
+   */
   variantOf(role) {
     const { graphs } = this.bundle.manifest;
     const variants = Object.hasOwn(graphs, role) ? Object.keys(graphs[role]) : [];
-    return [this.variant, DEFAULT_VARIANT, ...variants].find((name) => variants.includes(name)) ?? DEFAULT_VARIANT;
+    if (variants.includes(this.variant)) return this.variant;
+    const precisions = [this.variant ?? DEFAULT_VARIANT, DEFAULT_VARIANT, ...variants].map(precisionOf);
+    const ways = precisions.flatMap((precision) => [`${precision}-${ENGINES[this.provider]}`, precision]);
+    const runnable = variants.filter((name) => this.runsOn(graphs[role][name]));
+    return [...ways, ...variants].find((name) => runnable.includes(name)) ?? variants[0] ?? DEFAULT_VARIANT;
+  }
+
+  /** Whether a graph is for the execution provider here. */
+  runsOn(graph) {
+    return graph.providers.includes("any") || graph.providers.includes(this.providerName);
+  }
+
+  /** What a manifest calls the execution provider. */
+  get providerName() {
+    return PROVIDERS[this.provider] ?? this.provider;
   }
 
   /** The graph that is used for a role. */
@@ -178,10 +203,10 @@ export class Networks {
 
   /** A graph, if it is for the execution provider here. */
   runnable(graph) {
-    const own = PROVIDERS[this.provider] ?? this.provider;
-    if (!graph.providers.includes("any") && !graph.providers.includes(own)) {
+    if (!this.runsOn(graph)) {
+      const providers = graph.providers.join(", ");
       throw new BundleError(
-        `${graph.file} is for ${graph.providers.join(", ")}, not for ${own}; choose another provider or variant`,
+        `${graph.file} is for ${providers}, not for ${this.providerName}; choose another provider or variant`,
       );
     }
     return graph;
@@ -190,7 +215,7 @@ export class Networks {
   /** What helps where a role's numbers are no longer finite; empty if it is float32 already. */
   wider(role) {
     const used = this.variantOf(role);
-    if (used === DEFAULT_VARIANT) return "";
+    if (precisionOf(used) === DEFAULT_VARIANT) return "";
     const there = Object.hasOwn(this.bundle.manifest.graphs[role], DEFAULT_VARIANT);
     const first = there ? "" : ", which has to be exported first";
     return `the variant ${used} may be too narrow: take ${DEFAULT_VARIANT}${first}`;
