@@ -15,12 +15,12 @@ from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleClassBase, RewriteRuleSet
+from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
-from export.fusions import CONTRIB, SPLIT_HEADS, TO_NCHW, TO_NHWC
+from export.fusions import CONTRIB, SPLIT_HEADS, TO_NCHW, TO_NHWC, rule
 
 
-class Expansion(RewriteRuleClassBase):
+class Expansion:
     """An operator of three inputs; a subclass is named as the operator and says what they become."""
 
     def pattern(self, op: Any, a: Any, b: Any, c: Any) -> Any:
@@ -71,7 +71,7 @@ class NhwcConv(Expansion):
         return op.Transpose(made, perm=TO_NHWC)
 
 
-class BiasSplitGelu(RewriteRuleClassBase):
+class BiasSplitGelu:
     def pattern(self, op: Any, a: Any, b: Any) -> Any:
         return op.BiasSplitGelu(a, b, _domain=CONTRIB)
 
@@ -85,7 +85,7 @@ class BiasAdd(Expansion):
         return op.Add(op.Add(a, b), c)
 
 
-class CastLike(RewriteRuleClassBase):
+class CastLike:
     """To the type that is known by now. ONNX Runtime has no kernel that looks it up."""
 
     def pattern(self, op: Any, x: Any, like: Any) -> Any:
@@ -96,7 +96,7 @@ class CastLike(RewriteRuleClassBase):
 
 
 EXPANSIONS: tuple[RewriteRule, ...] = tuple(
-    kind.rule() for kind in (MultiHeadAttention, GroupNorm, NhwcConv, BiasSplitGelu, BiasAdd)
+    rule(kind()) for kind in (MultiHeadAttention, GroupNorm, NhwcConv, BiasSplitGelu, BiasAdd)
 )
 
 
@@ -104,4 +104,4 @@ def expand(model: ir.Model) -> None:
     """Replace all operators of ONNX Runtime's own that ``export.fusions`` writes; others stay as they are."""
     RewriteRuleSet(EXPANSIONS).apply_to_model(model)
     common.ShapeInferencePass()(model)
-    RewriteRuleSet([CastLike.rule()]).apply_to_model(model)
+    RewriteRuleSet([rule(CastLike())]).apply_to_model(model)

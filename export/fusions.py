@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleClassBase, RewriteRuleSet
+from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
 CONTRIB = "com.microsoft"
 SPLIT_HEADS, SWAP, TO_NHWC, TO_NCHW = [0, 2, 1, 3], [0, 2, 1], [0, 2, 3, 1], [0, 3, 1, 2]
@@ -45,7 +45,7 @@ def is_vector(value: ir.Value | None, widths: Sequence[int] | None = None) -> bo
     return len(shape) == 1 and (widths is None or shape[0] in widths)
 
 
-class Attention(RewriteRuleClassBase):
+class Attention:
     """What ``export.attention`` writes, with the division into heads around it, as ``MultiHeadAttention``.
 
     Engines then need not hold a score for every pair of positions: on the CPU, blocks of them fit into the second-level
@@ -111,7 +111,7 @@ class CausalAttention(Attention):
     causal = True
 
 
-class GroupNorm(RewriteRuleClassBase):
+class GroupNorm:
     """Group normalisation with its scale and shift as ``GroupNorm``, which computes in float32 on channels that come
     last."""
 
@@ -170,7 +170,7 @@ class GroupNormSiLU(GroupNorm):
     silu = True
 
 
-class Convolution(RewriteRuleClassBase):
+class Convolution:
     """Convolutions on channels that come last, as tensor cores take them. ONNX Runtime computes the transposed weights
     when it loads the graph."""
 
@@ -194,7 +194,7 @@ class Convolution(RewriteRuleClassBase):
         return op.Transpose(made, perm=TO_NCHW)
 
 
-class GatedGelu(RewriteRuleClassBase):
+class GatedGelu:
     """A bias, and one half of the channels times the Gelu of the other, as ``BiasSplitGelu``."""
 
     def pattern(self, op: Any, x: Any, bias: Any) -> Any:
@@ -208,7 +208,7 @@ class GatedGelu(RewriteRuleClassBase):
         return op.BiasSplitGelu(x, bias, _domain=CONTRIB)
 
 
-class BiasAdd(RewriteRuleClassBase):
+class BiasAdd:
     """A linear layer's bias and the residual connection around it, as ``BiasAdd``."""
 
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
@@ -221,7 +221,7 @@ class BiasAdd(RewriteRuleClassBase):
         return op.BiasAdd(op.MatMul(x, weight), bias, residual, _domain=CONTRIB)
 
 
-class ThereAndBack(RewriteRuleClassBase):
+class ThereAndBack:
     """Channels that are put first and then last again. Those with an Add or a Concat in between are ONNX Runtime's to
     find, which moves transpositions through such nodes when it loads a graph."""
 
@@ -232,15 +232,20 @@ class ThereAndBack(RewriteRuleClassBase):
         return op.Identity(x)
 
 
-CPU_FUSIONS: tuple[RewriteRule, ...] = (Attention.rule(), CausalAttention.rule())
+def rule(kind: Any, remove_nodes: bool = True) -> RewriteRule:
+    """A rule of an object with ``pattern``, ``rewrite`` and, where not all that fits is meant, ``check``."""
+    return RewriteRule(kind.pattern, kind.rewrite, getattr(kind, "check", None), remove_nodes=remove_nodes)
+
+
+CPU_FUSIONS: tuple[RewriteRule, ...] = (rule(Attention()), rule(CausalAttention()))
 CUDA_FUSIONS: tuple[RewriteRule, ...] = (
     *CPU_FUSIONS,
-    GroupNormSiLU.rule(),
-    GroupNorm.rule(),
-    GatedGelu.rule(),
-    BiasAdd.rule(),
-    Convolution.rule(),
-    ThereAndBack.rule(remove_nodes=False),  # others may read what is put first; it is removed where nobody does
+    rule(GroupNormSiLU()),
+    rule(GroupNorm()),
+    rule(GatedGelu()),
+    rule(BiasAdd()),
+    rule(Convolution()),
+    rule(ThereAndBack(), remove_nodes=False),  # others may read what is put first; it is removed where nobody does
 )
 
 
@@ -250,6 +255,6 @@ def fuse(model: ir.Model, rules: Sequence[RewriteRule]) -> int:
     Returns:
         How often one did.
     """
-    count = sum(RewriteRuleSet([rule]).apply_to_model(model) for rule in rules)
+    count = sum(RewriteRuleSet([each]).apply_to_model(model) for each in rules)
     common.IdentityEliminationPass()(model)
     return count

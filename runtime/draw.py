@@ -84,7 +84,10 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore-memory", action="store_true", help="try also what seems to need far more memory than there is"
     )
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long, loading included")
-    group.add_argument("--variant", help="which graphs to use where there are several, such as fp16 (default: fp32)")
+    group.add_argument(
+        "--variant",
+        help="which graphs to use where there are several, such as fp16 (default: fp32, as made for the provider)",
+    )
 
 
 def what_to_draw(arguments: argparse.Namespace, pipeline: Pipeline) -> tuple[list[Any], dict[str, Any]]:

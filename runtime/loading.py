@@ -34,7 +34,8 @@ def load(
         low_memory: hold one network at a time, evaluate the two halves of guidance in turn, and decode images of more
             than 64 latents a side in tiles. It takes longer, since networks are loaded again for every request. On
             the CPU latents stay the same to the bit; of images, only those in tiles change, slightly.
-        variant: which of a network's graphs, such as "fp16", where it has several; without it float32.
+        variant: which of a network's graphs, such as "fp16", where it has several; without it float32, in the variant
+            made for the provider ("fp32-cpu") where there is one. "fp32" is the portable graph.
         ignore_memory: try also what seems to need far more memory than there is, and say nothing of it.
         embeddings: learned words that prompts may name, as ``TextToImage.with_embeddings`` takes them.
 
