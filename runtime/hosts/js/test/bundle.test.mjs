@@ -14,6 +14,7 @@ import { openBundle } from "../bundle.mjs";
 import { BundleError, EngineError, RequestError, load } from "../diffuse.mjs";
 import { checkExternalData } from "../external-data.mjs";
 import { findBundle, folderFiles } from "../node-files.mjs";
+import { Networks } from "../session.mjs";
 import { CLASSES, TEXT, changed, withText } from "./bundles.mjs";
 
 const UNET = "unet-fp32.onnx";
@@ -142,6 +143,39 @@ test("options of load that are wrong are one line each", async () => {
     load(changed(CLASSES, { manifest }), ort),
     /is for CUDAExecutionProvider, not for CPUExecutionProvider/,
   );
+});
+
+test("a provider is given its own variant unless another is named, and none that it cannot run", async () => {
+  const providers = {
+    "fp16-cuda": ["CUDAExecutionProvider"],
+    fp16: ["any"],
+    fp32: ["any"],
+    "fp32-cpu": ["CPUExecutionProvider"],
+  };
+  const withVariants = (names) =>
+    openBundle(
+      changed(CLASSES, {
+        manifest: (m) => {
+          const portable = m.graphs.unet.fp32;
+          m.graphs.unet = Object.fromEntries(names.map((n) => [n, { ...portable, providers: providers[n] }]));
+        },
+      }),
+    );
+  const all = Object.keys(providers);
+  for (const [names, executionProviders, variant, used] of [
+    [all, undefined, undefined, "fp32-cpu"],
+    [all, ["wasm"], undefined, "fp32-cpu"],
+    [all, ["cuda"], undefined, "fp32"],
+    [all, ["webgpu"], undefined, "fp32"],
+    [all, ["cpu"], "fp32", "fp32"],
+    [["fp16-cuda", "fp16"], ["webgpu"], undefined, "fp16"],
+    [["fp16-cuda", "fp16"], ["cuda"], undefined, "fp16-cuda"],
+  ]) {
+    const networks = new Networks(await withVariants(names), ort, { executionProviders, variant });
+    assert.equal(networks.variantOf("unet"), used, `${names} on ${executionProviders} as ${variant}`);
+  }
+  const named = new Networks(await withVariants(all), ort, { variant: "fp16-cuda" });
+  assert.throws(() => named.graph("unet"), /is for CUDAExecutionProvider, not for CPUExecutionProvider/);
 });
 
 test("loading says how many bytes are there, and can be stopped", async () => {
