@@ -87,7 +87,7 @@ export interface LoadOptions {
   readonly executionProviders?: readonly (string | { readonly name: string })[] | undefined;
   /** Threads inside an operator. In a browser this can be said once, before the first graph is opened. */
   readonly threads?: number | undefined;
-  /** Which of a role's graphs, such as "fp16", where it has several; without it float32. */
+  /** Which of a role's graphs, such as "fp16", where it has several; without it float32, as made for the provider. */
   readonly variant?: string | undefined;
   /** Bundles of text need it, those of classes do not. */
   readonly tokenizer?: TokenizerClass | undefined;
