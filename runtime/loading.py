@@ -8,6 +8,7 @@ from runtime.bundle import DEFAULT_MODEL, Bundle, TextConditioning, open_bundle
 from runtime.class_to_image import ClassToImage
 from runtime.embeddings import EmbeddingInput
 from runtime.errors import BundleError, RequestError
+from runtime.graph_cache import default_cache
 from runtime.networks import Networks
 from runtime.pipeline import Pipeline
 from runtime.session import choose_provider
@@ -23,6 +24,7 @@ def load(
     variant: str | None = None,
     ignore_memory: bool = False,
     embeddings: EmbeddingInput = (),
+    cache: bool = True,
 ) -> Pipeline:
     """Open a bundle for drawing.
 
@@ -38,6 +40,8 @@ def load(
             made for the provider ("fp32-cpu") where there is one. "fp32" is the portable graph.
         ignore_memory: try also what seems to need far more memory than there is, and say nothing of it.
         embeddings: learned words that prompts may name, as ``TextToImage.with_embeddings`` takes them.
+        cache: keep large networks on this machine's disk as ONNX Runtime has optimised them for its CPU, so that they
+            load faster the next time, and hold less memory. It changes no image.
 
     Returns:
         ``TextToImage`` or ``ClassToImage``, by what the model is told.
@@ -45,11 +49,12 @@ def load(
     Raises:
         BundleError: the bundle is missing, damaged or unknown.
         EngineError: ONNX Runtime is missing, doubled, or cannot use the provider.
-        RequestError: provider or variant is unknown, or an embedding cannot be used.
+        RequestError: provider or variant is unknown, an embedding cannot be used, or the cache's size is none.
     """
     bundle = open_bundle(model)
     chosen, why = choose_provider(provider)
-    networks = Networks(bundle, chosen, threads, low_memory, variant, ignore_memory)
+    kept = default_cache() if cache else None
+    networks = Networks(bundle, chosen, threads, low_memory, variant, ignore_memory, kept)
     pipeline = make_pipeline(bundle, networks, why, TILING if low_memory else None)
     if not embeddings:
         return pipeline

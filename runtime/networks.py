@@ -12,7 +12,9 @@ from runtime.bundle import Bundle, GraphVariant, precision_of
 from runtime.cancel import check_cancelled
 from runtime.engine import PROVIDERS
 from runtime.errors import BundleError, RequestError
+from runtime.graph_cache import GraphCache
 from runtime.limits import check_whole
+from runtime.optimized import graph_bytes
 from runtime.session import Session
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Networks:
     Attributes:
         low_memory: whether a graph is dropped before another is loaded, and the halves of guidance take turns.
         ignore_memory: whether requests are tried that seem to need more memory than there is.
+        cache: where optimised graphs are kept, or None.
         fallbacks: by role, how many nodes of its graph did not get the provider that was asked for, in words.
     """
 
@@ -44,6 +47,7 @@ class Networks:
         low_memory: bool = False,
         variant: str | None = None,
         ignore_memory: bool = False,
+        cache: GraphCache | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -55,6 +59,7 @@ class Networks:
             variant: which one of a role that has it, literally: "fp32" is the portable graph. Others, and all without
                 it, are float32 where they can be, in the variant for the provider where there is one.
             ignore_memory: what the attribute says.
+            cache: where optimised graphs are kept.
 
         Raises:
             RequestError: no role has the variant, or threads is no number of threads.
@@ -65,7 +70,7 @@ class Networks:
             raise RequestError(f"variant {variant!r} is unknown; {bundle.name} has {', '.join(known)}")
         if threads is not None:
             check_whole("threads", threads, least=1, most=MAX_THREADS)
-        self.variant, self.ignore_memory = variant, ignore_memory
+        self.variant, self.ignore_memory, self.cache = variant, ignore_memory, cache
         self.fallbacks: dict[str, str] = {}
         self._sessions: dict[str, Session] = {}
         # Those that any thread still holds: where memory is short, the next thread takes them and loads no second one.
@@ -134,9 +139,8 @@ class Networks:
 
     def _load(self, role: str) -> Session:
         graph = self.graph(role)
-        size = sum(file.size for file in (graph.file, *graph.external_data))
-        logger.info("loading %s (%.1f MB)", graph.file.name, size / 1e6)
-        session = Session(self.bundle, graph, self.provider, self.threads)
+        logger.info("loading %s (%.1f MB)", graph.file.name, graph_bytes(graph) / 1e6)
+        session = Session(self.bundle, graph, self.provider, self.threads, self.cache)
         fallback = session.fallback()
         if fallback:
             self.fallbacks[role] = fallback

@@ -14,6 +14,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from runtime.cancel import stopped_by
 from runtime.engine import PROVIDERS, import_engine
 from runtime.errors import BundleError, Cancelled, EngineError, RequestError, one_line
 from runtime.external_data import check_external_data, mapped
+from runtime.graph_cache import GraphCache
 from runtime.limits import check_choice
+from runtime.optimized import ANEW, Optimisation, Origin, graph_bytes, graph_facts, open_optimized
 from runtime.verified import check_sha256
 
 Array = npt.NDArray[Any]
@@ -50,6 +53,10 @@ PROBE = (
 MAX_MODEL_BYTES = 2**26
 INSTALL_CUDA = "pip install 'diffusion-anywhere[cuda]'"
 CUDA_CURE = "run: pip install 'onnxruntime-gpu[cuda,cudnn]', or choose the wheel that fits the CUDA you have"
+SETTINGS = {
+    "session.record_ep_graph_assignment_info": "1",
+    "session.load_model_format": "ONNX",  # never another one by its first bytes
+}
 # ONNX Runtime's log severities.
 WARNINGS = 2
 NOTHING = 4
@@ -63,7 +70,14 @@ class Session:
         placement: nodes by execution provider, as ONNX Runtime placed them.
     """
 
-    def __init__(self, bundle: Bundle, graph: GraphVariant, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: GraphVariant,
+        provider: str = "cpu",
+        threads: int | None = None,
+        cache: GraphCache | None = None,
+    ) -> None:
         """Load a graph after its files have been checked: sizes, hashes, and where its weights lie.
 
         Args:
@@ -71,6 +85,7 @@ class Session:
             graph: the variant to load.
             provider: "cpu" or "cuda"; a promise, not a wish.
             threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
+            cache: where large graphs are kept as ONNX Runtime has optimised them for the CPU.
 
         Raises:
             BundleError: a file is damaged, weights lie in a file that the manifest does not name, or inputs and outputs
@@ -79,7 +94,13 @@ class Session:
         """
         self.path = bundle.folder / graph.file.name
         self._engine = import_engine()
-        self._session = open_session(self._engine, checked_model(bundle, graph), provider, threads, self.path)
+        open_one = partial(open_session, self._engine, provider, threads)
+        model = checked_model(bundle, graph)
+        if cache is None or provider != "cpu" or graph_bytes(graph) < cache.least:
+            self._session = open_one(model, self.path)
+        else:
+            origin = Origin(model, self.path, graph_facts(self._engine, bundle, graph, SETTINGS), graph_bytes(graph))
+            self._session = open_optimized(cache, origin, open_one)
         self.provider = provider
         self.placement = placement(self._session)
         if not isinstance(graph, ForeignGraph):  # what others' graphs take was read from the files themselves
@@ -197,20 +218,28 @@ def checked_model(bundle: Bundle, graph: GraphVariant) -> bytes | Path:
     return path
 
 
-def open_session(engine: Any, model: bytes | Path, provider: str, threads: int | None, path: Path) -> Any:
+def open_session(
+    engine: Any,
+    provider: str,
+    threads: int | None,
+    model: bytes | Path,
+    path: Path,
+    optimisation: Optimisation = ANEW,
+) -> Any:
     """An ``InferenceSession`` that runs on ``provider``, or an error; external data lies beside ``path``."""
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}; it must be at least 1")
     options = engine.SessionOptions()
     options.log_severity_level = NOTHING  # what goes wrong is raised, and said once
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # never another one by its first bytes
+    for name, value in SETTINGS.items():
+        options.add_session_config_entry(name, value)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     # A memory pattern is a second pool as large as the first, made at the second run of the same shape: a VAE decoder
     # at 256 x 256 then holds 1.06 GB instead of 0.73, and no network that was tried ran faster with it.
     options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
+    optimisation.apply(engine, options)
     providers = [PROVIDERS[provider]]
     if provider != "cpu":
         providers.append(PROVIDERS["cpu"])

@@ -68,11 +68,25 @@ def sha256(path: Path) -> str:
     known = read_cache().get(key)
     if isinstance(known, dict) and known.get("identity") == before and isinstance(known.get("sha256"), str):
         return str(known["sha256"])
-    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
+    settled = is_settled(status)
     digest = hash_file(path)
     if settled and identity(path.stat()) == before:  # else it was written to meanwhile
         remember(key, {"identity": before, "sha256": digest})
     return digest
+
+
+def remember_moved(path: Path, status: os.stat_result, digest: str) -> None:
+    """Remember the hash of a file that was hashed under another name, with ``status`` before, and moved to ``path``.
+
+    Raises:
+        OSError: the file cannot be looked at.
+    """
+    if is_settled(status) and identity(path.stat()) == identity(status):
+        remember(str(path.resolve()), {"identity": identity(status), "sha256": digest})
+
+
+def is_settled(status: os.stat_result) -> bool:
+    return time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
 
 
 def identity(status: os.stat_result) -> list[int]:
