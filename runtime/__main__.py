@@ -9,6 +9,7 @@
     python -m runtime plan --model BUNDLE --sampler ddim --steps 20 --json -o plan.json
     python -m runtime benchmark BUNDLE
     python -m runtime web
+    python -m runtime cache --clear
     python -m runtime doctor
 
 Every error that a caller can mend is one line on standard error and exit status 2.
@@ -22,14 +23,14 @@ import os
 import sys
 import warnings
 
-from runtime import benchmark, check, draw, plan_command, replay, web_command
+from runtime import benchmark, cache_command, check, draw, plan_command, replay, web_command
 from runtime.arguments import ArgumentParser
 from runtime.cancel import interruptible
 from runtime.engine import examine
 from runtime.errors import DiffusionError, printable
 
 INTERRUPTED = 130
-COMMANDS = ("draw", "replay", "check", "plan", "benchmark", "web", "doctor")
+COMMANDS = ("draw", "replay", "check", "plan", "benchmark", "web", "cache", "doctor")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -58,6 +59,7 @@ def parser() -> ArgumentParser:
     web_command.add_arguments(
         commands.add_parser("web", help="draw in the browser: a page, served to this machine alone")
     )
+    cache_command.add_arguments(commands.add_parser("cache", help="what is kept on disk to load faster, and its sizes"))
     commands.add_parser("doctor", help="which ONNX Runtime is here, and what is wrong with it").set_defaults(run=doctor)
     return main
 

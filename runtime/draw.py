@@ -85,6 +85,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long, loading included")
     group.add_argument(
+        "--no-cache", dest="cache", action="store_false", help="keep no optimised networks on disk, and use none"
+    )
+    group.add_argument(
         "--variant",
         help="which graphs to use where there are several, such as fp16 (default: fp32, as made for the provider)",
     )
@@ -178,6 +181,7 @@ def draw(arguments: argparse.Namespace) -> int:
             arguments.variant,
             arguments.ignore_memory,
             embedding_settings(arguments),
+            arguments.cache,
         )
         return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
 

@@ -27,7 +27,7 @@ from runtime.cancel import check_cancelled
 from runtime.errors import BundleError, RequestError, printable
 from runtime.external_data import check_external_data
 from runtime.file_lock import file_lock
-from runtime.verified import cache_folder, hash_file, is_ours, remember_moved, sha256
+from runtime.verified import CACHE_VARIABLE, cache_folder, hash_file, is_ours, remember_moved, sha256
 
 FOLDER = "graphs"
 KEY = re.compile("[0-9a-f]{32}")
@@ -76,14 +76,30 @@ class Listed:
 
 
 def default_cache() -> GraphCache | None:
-    """The cache of this user; None where it is switched off, or there is no home folder.
+    """The cache that networks are loaded with; None where it is switched off, or there is no home folder.
 
     Raises:
         RequestError: $DIFFUSION_ANYWHERE_CACHE_GB is no size.
     """
-    limit = limit_bytes()
+    limit, folder = limit_bytes(), own_folder()
+    return GraphCache(folder, limit) if limit and folder else None
+
+
+def user_cache() -> GraphCache:
+    """The cache of this user, switched off or not.
+
+    Raises:
+        RequestError: $DIFFUSION_ANYWHERE_CACHE_GB is no size, or there is nowhere to keep anything.
+    """
+    folder = own_folder()
+    if folder is None:
+        raise RequestError(f"there is no home folder that could hold a cache; let {CACHE_VARIABLE} name a folder")
+    return GraphCache(folder, limit_bytes())
+
+
+def own_folder() -> Path | None:
     try:
-        return GraphCache(cache_folder() / FOLDER, limit) if limit else None
+        return cache_folder() / FOLDER
     except RuntimeError:  # there is no home folder
         return None
 

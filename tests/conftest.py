@@ -24,6 +24,9 @@ if WORKERS > 1:
     # torch reads this when it is imported, and so does every process that a test starts.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
+# Tests leave no gigabytes in the home folder; those of the cache of graphs have one of their own.
+os.environ.setdefault("DIFFUSION_ANYWHERE_CACHE_GB", "0")
+
 Refusal = Callable[..., str]
 DATA_VARIABLE = "DIFFUSION_ANYWHERE_DATA"
 MNIST_SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"

@@ -182,6 +182,7 @@ TASKS: Mapping[str, Units] = {
     "plan command": (("plan",), TEXT, ("--json",), ("-o", "plan.json")),
     "plot": (("plan",), CLASSES, ("--plot", "plot.png")),
     "check": (("check",), ("tiny",)),
+    "cache": (("cache",),),
     "doctor": (("doctor",),),
     "benchmark": (("benchmark",), ("tiny",), ("--rounds", "0")),
 }

@@ -107,6 +107,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_machine(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(inputs.parent / "models"))
+    monkeypatch.setenv("DIFFUSION_ANYWHERE_CACHE", str(inputs.parent / "cache"))  # which a command may clear
     monkeypatch.setattr("runtime.memory.available_bytes", lambda: FREE)
     monkeypatch.setattr("runtime.memory.held_bytes", lambda: 0)
 
@@ -205,7 +206,7 @@ def check_ended(words: list[str], ended: Ended, before: Mapping[str, bytes], aft
             check_whole(name, data)
     if ended.status == 0:
         assert errors == []
-        assert new or command in ("replay", "check", "plan", "doctor", "benchmark")
+        assert new or command in ("replay", "check", "plan", "doctor", "benchmark", "cache")
     elif ended.status == 1:
         assert command in ("replay", "check")
         assert errors == []

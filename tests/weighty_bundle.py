@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import tiny_bundle
 from onnx import TensorProto, helper, numpy_helper
@@ -18,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 CHANNELS = 32
 
 
-def graph(seed: int = 0) -> onnx.ModelProto:
-    """The model, with about 250 kB of weights inside."""
+def graph(seed: int = 0, dtype: npt.DTypeLike = np.float32) -> onnx.ModelProto:
+    """The model, with about 70 kB of weights inside; ``dtype`` is what the detour is computed in."""
     rng = np.random.default_rng(seed)
     shapes = {
         "conv_in": (CHANNELS, 1, 3, 3),
@@ -29,36 +30,36 @@ def graph(seed: int = 0) -> onnx.ModelProto:
         "conv_out": (1, CHANNELS, 1, 1),
     }
     weights = [
-        numpy_helper.from_array(
-            rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(np.prod(shape[1:]))), name
-        )
+        numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(dtype), name)
         for name, shape in shapes.items()
     ]
     model = onnx.load_model_from_string(tiny_bundle.graph())
     detour = [
-        helper.make_node("Conv", ["scaled", "conv_in"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Cast", ["scaled"], ["in"], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+        helper.make_node("Conv", ["in", "conv_in"], ["a"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("Conv", ["b", "conv"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("MatMul", ["c", "up"], ["d"]),
         helper.make_node("Tanh", ["d"], ["e"]),
         helper.make_node("MatMul", ["e", "down"], ["f"]),
         helper.make_node("Conv", ["f", "conv_out"], ["g"]),
+        helper.make_node("Cast", ["g"], ["out"], to=TensorProto.FLOAT),
     ]
     last = model.graph.node.pop()
-    last.input[0] = "g"
+    last.input[0] = "out"
     model.graph.node.extend([*detour, last])
     model.graph.initializer.extend(weights)
     onnx.checker.check_model(model)
     return model
 
 
-def write(folder: Path, seed: int = 0, external: bool = False) -> Path:
+def write(folder: Path, seed: int = 0, external: bool = False, dtype: npt.DTypeLike = np.float32) -> Path:
     """Write the bundle into ``folder``/weighty, with its weights inside the graph or in a file beside it."""
     target = folder / "weighty"
     target.mkdir(parents=True)
     path = target / "unet.onnx"
     data = f"{path.name}.data"
-    onnx.save_model(graph(seed), path, save_as_external_data=external, location=data, size_threshold=1024)
+    onnx.save_model(graph(seed, dtype), path, save_as_external_data=external, location=data, size_threshold=1024)
     manifest = tiny_bundle.manifest(path.read_bytes()) | {"name": "weighty"}
     if external:
         manifest["graphs"]["unet"]["fp32"]["external_data"] = [describe(target / data)]
