@@ -9,6 +9,8 @@ What is saved depends on the processor and on the version of ONNX Runtime, so it
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import platform
 import warnings
@@ -163,7 +165,7 @@ def from_cache(cache: GraphCache, origin: Origin, open_one: Open) -> Any | None:
             logger.info("the optimised %s is made again: %s", origin.title, error)
         if session is None and fits(cache, origin):
             save(cache, origin, open_one)
-            # Mapped, it holds less than the session that saved it, which is gone by now.
+            # Mapped, its weights take no heap, as those of the session that saved it did.
             session = saved(cache, origin, open_one)
         return session
 
@@ -204,5 +206,12 @@ def save(cache: GraphCache, origin: Origin, open_one: Open) -> None:
     """
     logger.info("optimising %s for this machine; the result is kept", origin.title)
     with cache.aside(origin.facts) as aside:
-        open_one(origin.model, origin.path, Optimisation(save=aside / MODEL))
+        open_one(origin.model, origin.path, Optimisation(save=aside / MODEL))  # the session ends here
+        trim_heap()
         cache.add(origin.facts, aside, origin.title)
+
+
+def trim_heap() -> None:
+    """Give back to the system what was freed; glibc would keep more than half of what a session held."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)

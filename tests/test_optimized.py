@@ -121,6 +121,36 @@ def test_its_weights_are_mapped_at_the_first_load_too(bundle: Bundle, cache: Gra
         assert not maps(the_entry(cache))
 
 
+HELD = """
+import sys
+from pathlib import Path
+from runtime.bundle import open_bundle
+from runtime.graph_cache import GraphCache
+from runtime.session import Session
+bundle = open_bundle(sys.argv[1])
+cache = GraphCache(Path(sys.argv[2]), 10**9, least=0) if len(sys.argv) > 2 else None
+session = Session(bundle, bundle.graph("unet"), threads=1, cache=cache)
+anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+print(int(anonymous.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to see memory in")
+def test_its_weights_are_not_on_the_heap_at_the_first_load_either(tmp_path: Path, cache: GraphCache) -> None:
+    folder = weighty_bundle.write(tmp_path / "models", external=True, channels=1024)
+    weights = (folder / "unet.onnx.data").stat().st_size
+
+    def held(*arguments: Path) -> int:
+        command = [sys.executable, "-c", HELD, str(folder), *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return int(subprocess.run(command, env=environment, capture_output=True, timeout=300, check=True).stdout)
+
+    without, made, found = held(), held(cache.folder), held(cache.folder)
+    assert made < without - weights / 2
+    assert found < without - weights / 2
+
+
 def test_an_entry_is_a_graph_with_all_weights_in_its_own_file(bundle: Bundle, cache: GraphCache) -> None:
     opened(bundle, cache)
     entry = the_entry(cache)

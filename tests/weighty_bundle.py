@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,21 @@ from onnx import TensorProto, helper, numpy_helper
 CHANNELS = 32
 
 
-def graph(seed: int = 0, dtype: npt.DTypeLike = np.float32) -> onnx.ModelProto:
-    """The model, with about 70 kB of weights inside; ``dtype`` is what the detour is computed in."""
+def graph(seed: int = 0, dtype: npt.DTypeLike = np.float32, channels: int = CHANNELS) -> onnx.ModelProto:
+    """The model, with about 70 kB of weights inside.
+
+    Args:
+        seed: of the weights.
+        dtype: what the detour is computed in.
+        channels: the weights grow with their square.
+    """
     rng = np.random.default_rng(seed)
     shapes = {
-        "conv_in": (CHANNELS, 1, 3, 3),
-        "conv": (CHANNELS, CHANNELS, 3, 3),
+        "conv_in": (channels, 1, 3, 3),
+        "conv": (channels, channels, 3, 3),
         "up": (tiny_bundle.SIZE, 512),
         "down": (512, tiny_bundle.SIZE),
-        "conv_out": (1, CHANNELS, 1, 1),
+        "conv_out": (1, channels, 1, 1),
     }
     weights = [
         numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(dtype), name)
@@ -53,13 +60,16 @@ def graph(seed: int = 0, dtype: npt.DTypeLike = np.float32) -> onnx.ModelProto:
     return model
 
 
-def write(folder: Path, seed: int = 0, external: bool = False, dtype: npt.DTypeLike = np.float32) -> Path:
-    """Write the bundle into ``folder``/weighty, with its weights inside the graph or in a file beside it."""
+def write(folder: Path, seed: int = 0, external: bool = False, **size: Any) -> Path:
+    """Write the bundle into ``folder``/weighty, with its weights inside the graph or in a file beside it.
+
+    ``size`` is what ``graph`` takes beside the seed.
+    """
     target = folder / "weighty"
     target.mkdir(parents=True)
     path = target / "unet.onnx"
     data = f"{path.name}.data"
-    onnx.save_model(graph(seed, dtype), path, save_as_external_data=external, location=data, size_threshold=1024)
+    onnx.save_model(graph(seed, **size), path, save_as_external_data=external, location=data, size_threshold=1024)
     manifest = tiny_bundle.manifest(path.read_bytes()) | {"name": "weighty"}
     if external:
         manifest["graphs"]["unet"]["fp32"]["external_data"] = [describe(target / data)]
