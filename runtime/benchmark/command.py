@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from runtime.arguments import parse_size
-from runtime.benchmark import drawing, networks, worker
-from runtime.benchmark.report import machine
+from runtime.benchmark import drawing, graphs, lives, pictures, scaling, worker
+from runtime.benchmark.figures import Figures
+from runtime.benchmark.protocol import GRAPHS
+from runtime.benchmark.report import OURS, machine, machine_in_words
 from runtime.bundle import DEFAULT_MODEL, Bundle, Latents, TextConditioning, open_bundle
 from runtime.engine import PROVIDERS
 from runtime.errors import RequestError
-from runtime.image import check_writable, write_file
+from runtime.image import check_writable
+from runtime.limits import check_whole
+from runtime.networks import MAX_THREADS
 from runtime.text_to_image import MAX_SIDE
 
-OURS = "runtime"
 BATCH_SIZES, STEPS, WARM = "1,32", "20", 1
-NEEDS_TEXT = "one guided step and one decode are measured of text bundles"
-NEEDS_CLASSES = "images per second are measured of class-conditional bundles"
+SCALING_BATCH_SIZES, SCALING_GRAPHS = "1,2,4,8", ("unet", "vae_decoder")
+PICTURE_STEPS, PICTURE_SEED = "4,8", 0
+PROMPT = "a photograph of an astronaut riding a horse"
+
+# What each kind of measurement takes of the options that not all take, and how it is spoken of.
+OPTIONS = {
+    "drawing": ("batch_sizes", "steps"),
+    "graphs": ("graphs", "size", "warm"),
+    "scaling": ("graphs", "batch_sizes", "sizes", "threads", "warm"),
+    "pictures": ("prompt", "seed", "size", "steps"),
+}
+SPOKEN_OF = {
+    "drawing": "images per second are measured of class-conditional bundles",
+    "graphs": "each network is measured at one size of text bundles",
+    "scaling": "with --scaling networks are measured at several sizes",
+    "pictures": "with --pictures whole pictures are measured",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,23 +54,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often each program has its turn (default: 3)")
     parser.add_argument(
-        "--limit", type=float, default=600, metavar="SECONDS", help="end what takes longer for an order"
+        "--limit", type=float, default=600, metavar="SECONDS", help="end what takes longer for an order or a picture"
     )
     parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the figures here, after each program's turn")
+    parser.add_argument("--resume", action="store_true", help="go on after the last whole round in the --json file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    drawing_group = parser.add_argument_group("class-conditional bundles", "images per second, after one warm round")
-    drawing_group.add_argument("--batch-sizes", help=f"comma-separated (default: {BATCH_SIZES})")
-    drawing_group.add_argument("--steps", help=f"DDIM steps for each picture, likewise (default: {STEPS})")
-    networks_group = parser.add_argument_group("text bundles", "one guided step and one decode, after a first of each")
-    networks_group.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the bundle's)")
-    networks_group.add_argument("--warm", type=int, help=f"steps after the first (default: {WARM})")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--scaling", action="store_true", help="text bundles: several batches, sizes and threads")
+    kind.add_argument("--pictures", action="store_true", help="text bundles: from the start of a process to its PNG")
+    classes = parser.add_argument_group("class-conditional bundles", "images per second, after one warm round")
+    classes.add_argument(
+        "--batch-sizes", help=f"comma-separated (default: {BATCH_SIZES}; with --scaling {SCALING_BATCH_SIZES})"
+    )
+    classes.add_argument(
+        "--steps", help=f"DDIM steps for each picture, likewise (default: {STEPS}; with --pictures {PICTURE_STEPS})"
+    )
+    texts = parser.add_argument_group(
+        "text bundles", "each network for itself, unless --scaling or --pictures is given"
+    )
+    texts.add_argument("--graphs", help=f"comma-separated, of {', '.join(GRAPHS)} (default: all there are)")
+    texts.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the bundle's)")
+    texts.add_argument("--warm", type=int, help=f"runs after the first (default: {WARM})")
+    texts.add_argument("--sizes", help="with --scaling, comma-separated (default: 0.5 to 1.5 times the bundle's)")
+    texts.add_argument("--threads", help="with --scaling, comma-separated (default: 1 and the number of processors)")
+    texts.add_argument("--prompt", help=f"with --pictures (default: {PROMPT})")
+    texts.add_argument("--seed", type=int, help=f"with --pictures (default: {PICTURE_SEED})")
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
     """Measure, and print a table in Markdown."""
     if arguments.worker:
         return worker.run(arguments.model, arguments.provider)
+    check(arguments)
+    bundle = open_bundle(arguments.model)
+    conditioning, latents = bundle.conditioning, bundle.latents
+    kind = "scaling" if arguments.scaling else "pictures" if arguments.pictures else "graphs"
+    if not isinstance(conditioning, TextConditioning) or latents is None:
+        for name in ("scaling", "pictures"):
+            if getattr(arguments, name):
+                raise RequestError(f"--{name} does not go with {arguments.model}: {SPOKEN_OF['drawing']}")
+        refuse_others(arguments, "drawing")
+        return benchmark_drawing(program_commands(arguments, worker_command(arguments, bundle)), arguments)
+    refuse_others(arguments, kind)
+    if kind == "pictures":
+        return benchmark_pictures(bundle, latents, arguments)
+    shapes = lives.Shapes.of(conditioning, latents)
+    return benchmark_networks(bundle, shapes, program_commands(arguments, worker_command(arguments, bundle)), arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """What can be wrong without looking at the bundle."""
     for name in ("rounds", "warm"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -61,19 +113,27 @@ def benchmark(arguments: argparse.Namespace) -> int:
         raise RequestError(
             f"limit is {arguments.limit}; it must be more than 0 seconds and at most {threading.TIMEOUT_MAX:.0f}"
         )
+    if arguments.resume and not arguments.json:
+        raise RequestError("--resume goes on where a file ends; say which by --json")
     if arguments.json:
         check_writable(arguments.json, overwrite=True)
-    bundle = open_bundle(arguments.model)
-    commands = program_commands(arguments, bundle)
-    if isinstance(bundle.conditioning, TextConditioning) and bundle.latents:
-        return benchmark_networks(bundle, bundle.conditioning, bundle.latents, commands, arguments)
-    return benchmark_drawing(commands, arguments)
 
 
-def program_commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, list[str]]:
-    """The runtime's command, and the peers'."""
+def refuse_others(arguments: argparse.Namespace, kind: str) -> None:
+    """Options of another kind of measurement are a mistake, not a thing to leave aside in silence."""
+    for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+        if name not in OPTIONS[kind] and getattr(arguments, name) is not None:
+            raise RequestError(f"--{name.replace('_', '-')} does not go with {arguments.model}: {SPOKEN_OF[kind]}")
+
+
+def worker_command(arguments: argparse.Namespace, bundle: Bundle) -> list[str]:
     own = [sys.executable, "-m", "runtime", "benchmark", "--worker", "--provider", arguments.provider]
-    commands = {OURS: [*own, str(bundle.folder)]}
+    return [*own, str(bundle.folder)]
+
+
+def program_commands(arguments: argparse.Namespace, own: list[str]) -> dict[str, list[str]]:
+    """The runtime's command, and the peers'."""
+    commands = {OURS: own}
     for peer in arguments.peer:
         name, _, command = peer.partition("=")
         try:
@@ -88,59 +148,144 @@ def program_commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str,
     return commands
 
 
+def figures_for(
+    arguments: argparse.Namespace, kind: str, commands: Mapping[str, list[str]], work: dict[str, Any]
+) -> Figures:
+    head = {
+        "kind": kind,
+        "command": sys.argv,
+        "model": arguments.model,
+        "machine": machine(),
+        "programs": dict(commands),
+        "work": work,
+        "rounds_asked": arguments.rounds,
+    }
+    return Figures(head, arguments.json, arguments.resume)
+
+
 def benchmark_drawing(commands: dict[str, list[str]], arguments: argparse.Namespace) -> int:
     """Images per second of a class-conditional bundle."""
-    refuse(arguments, ("size", "warm"), NEEDS_TEXT)
+    if arguments.resume:
+        raise RequestError("--resume does not go with class-conditional bundles, whose programs all wait in one run")
     batch_sizes = parse_counts("batch sizes", arguments.batch_sizes or BATCH_SIZES)
     steps = parse_counts("steps", arguments.steps or STEPS)
+    figures = figures_for(arguments, "drawing", commands, {"batch_sizes": batch_sizes, "steps": steps})
     rows: list[drawing.Row] = []
     for batch in batch_sizes:
         rows += drawing.measure(commands, batch, steps, arguments.rounds, arguments.limit)
+        figures.summary = [asdict(row) for row in rows]
+        figures.write()
     print(f"{arguments.model}, DDIM, default guidance scale.")
     print(f"Medians of {arguments.rounds} rounds in turn, after one of warm-up.")
-    print(f"{machine()}.\n")
+    print(f"{machine_in_words(machine())}.\n")
     print(drawing.in_markdown(rows))
     print_versions({row.program: row.ready for row in rows})
-    write_json(arguments, {"steps": steps, "rows": [asdict(row) for row in rows]})
     return 0
 
 
 def benchmark_networks(
-    bundle: Bundle,
-    conditioning: TextConditioning,
-    latents: Latents,
-    commands: dict[str, list[str]],
-    arguments: argparse.Namespace,
+    bundle: Bundle, shapes: lives.Shapes, commands: dict[str, list[str]], arguments: argparse.Namespace
 ) -> int:
-    """One guided step and one decode of a text bundle."""
-    refuse(arguments, ("batch_sizes", "steps"), NEEDS_CLASSES)
+    """Each network of a text bundle, at one size or at many."""
+    width, height = size_of(arguments.size, bundle, shapes.factor)
+    if arguments.scaling:
+        chosen = lives.graphs_of(bundle, arguments.graphs, SCALING_GRAPHS)
+        batch_sizes = parse_counts("batch sizes", arguments.batch_sizes or SCALING_BATCH_SIZES)
+        sizes = scaling.default_sizes(width, height, shapes.factor)
+        if arguments.sizes is not None:
+            sizes = [size_of(text, bundle, shapes.factor) for text in arguments.sizes.split(",")]
+        cases = scaling.cases(chosen, batch_sizes, sizes, thread_counts(arguments.threads))
+    else:
+        cases = [lives.Case(graph, 1, width, height) for graph in lives.graphs_of(bundle, arguments.graphs, [*GRAPHS])]
+    warm = arguments.warm or WARM
+    work = {"cases": [asdict(case) for case in cases], "shapes": asdict(shapes), "warm": warm}
+    figures = figures_for(arguments, "scaling" if arguments.scaling else "graphs", commands, work)
+    lives.summary(figures)  # what is taken over can be read, before an hour's work and not after it
+
+    def report() -> list[str]:
+        rows, failures = lives.summary(figures)
+        if arguments.scaling:
+            growths = scaling.growths(figures, rows)
+            table, figures.summary = scaling.in_markdown(rows, growths), scaling.as_json(rows, growths)
+        else:
+            table, figures.summary = graphs.in_markdown(rows), [asdict(row) for row in rows]
+        print(
+            f"{arguments.model}, {width}x{height}; a run of the U-Net is a guided step, on two samples for each image."
+        )
+        print(
+            f"Medians of {figures.rounds_done} rounds; in each every program is started anew, alone, for every network"
+        )
+        print(f"and runs it once and {warm} more; the median of those counts. {machine_in_words(machine())}.\n")
+        print(table)
+        print_versions({row.program: row.ready for row in rows})
+        return failures
+
+    def measure() -> None:
+        lives.measure(commands, cases, shapes, warm, arguments.rounds, arguments.limit, figures)
+
+    return measured_and_told(measure, report, figures)
+
+
+def benchmark_pictures(bundle: Bundle, latents: Latents, arguments: argparse.Namespace) -> int:
+    """Whole pictures of a text bundle."""
+    steps = tuple(dict.fromkeys(parse_counts("steps", arguments.steps or PICTURE_STEPS)))
     width, height = size_of(arguments.size, bundle, latents.factor)
-    work = networks.Work(
-        latents=(1, latents.channels, height // latents.factor, width // latents.factor),
-        text=(1, conditioning.max_length, conditioning.embedding_dim),
-        scaling_factor=latents.scaling_factor,
-        warm=arguments.warm or WARM,
-    )
-    records = networks.measure(commands, work, arguments.rounds, arguments.limit)
-    rows, failures = networks.summary(records)
-    print(f"{arguments.model}, {width}x{height}, one guided step (the U-Net on 2 samples) and one decode.")
-    print(f"Medians of {arguments.rounds} rounds; in each every program is started anew, alone, and takes {work.warm}")
-    print(f"steps and a decode after a first of each. {machine()}.\n")
-    print(networks.in_markdown(rows))
-    print_versions({row.program: row.ready for row in rows})
-    rounds = {record.name: [asdict(life) for life in record.lives] for record in records}
-    figures = {"work": asdict(work), "rows": [asdict(row) for row in rows], "failures": failures, "rounds": rounds}
-    write_json(arguments, figures)
+    prompt = PROMPT if arguments.prompt is None else arguments.prompt
+    if prompt.startswith("-") or "\0" in prompt:
+        raise RequestError(
+            f"prompt {prompt!r} must not begin with - nor hold a null character: it is a word of commands"
+        )
+    seed = PICTURE_SEED if arguments.seed is None else arguments.seed
+    check_whole("seed", seed, least=0, most=2**32 - 1)
+    request = pictures.Request(prompt, seed, width, height, bundle.defaults.guidance_scale, steps)
+    # The sampler and the noise that every other program has, too.
+    draw = [
+        "draw",
+        "--model",
+        str(bundle.folder),
+        "--provider",
+        arguments.provider,
+        "--sampler",
+        "ddim",
+        "--rng",
+        "torch",
+    ]
+    commands = program_commands(arguments, [sys.executable, "-m", "runtime.benchmark.picture", *draw])
+    figures = figures_for(arguments, "pictures", commands, asdict(request))
+    pictures.summary(figures)  # what is taken over can be read
+
+    def report() -> list[str]:
+        rows, failures = pictures.summary(figures)
+        figures.summary = [asdict(row) for row in rows]
+        guidance = f"guidance scale {request.guidance_scale:g}"
+        print(f"{arguments.model}, {width}x{height}, {guidance}, from the start of the process to the PNG.")
+        print(f"Medians of {figures.rounds_done} rounds in turn. {machine_in_words(machine())}.\n")
+        print(pictures.in_markdown(rows))
+        return failures
+
+    def measure() -> None:
+        pictures.measure(commands, request, arguments.rounds, arguments.limit, figures)
+
+    return measured_and_told(measure, report, figures)
+
+
+def measured_and_told(measure: Callable[[], None], report: Callable[[], list[str]], figures: Figures) -> int:
+    """Measure and report; an interruption loses no whole round."""
+    try:
+        measure()
+    except KeyboardInterrupt:
+        if figures.rounds_done:
+            print(f"interrupted; of the {figures.rounds_done} whole rounds:", file=sys.stderr)
+            report()
+            figures.write()
+        if figures.path:
+            print(f"--json {figures.path} --resume goes on after round {figures.rounds_done}", file=sys.stderr)
+        raise
+    failures = report()
+    figures.write()
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 2 if failures else 0
-
-
-def refuse(arguments: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
-    """Options of the other kind of bundle are a mistake, not a thing to leave aside in silence."""
-    for name in names:
-        if getattr(arguments, name) is not None:
-            raise RequestError(f"--{name.replace('_', '-')} does not go with {arguments.model}: {reason}")
 
 
 def size_of(text: str | None, bundle: Bundle, factor: int) -> tuple[int, int]:
@@ -152,6 +297,15 @@ def size_of(text: str | None, bundle: Bundle, factor: int) -> tuple[int, int]:
             f"size {text!r} must be two multiples of {factor} up to {MAX_SIDE}, such as {default[0]}x{default[1]}"
         )
     return width, height
+
+
+def thread_counts(text: str | None) -> list[int]:
+    if text is None:
+        return sorted({1, int(machine()["processors"])})
+    counts = parse_counts("threads", text)
+    if max(counts) > MAX_THREADS:
+        raise RequestError(f"threads {text!r} must be at most {MAX_THREADS}")
+    return counts
 
 
 def parse_counts(name: str, text: str) -> list[int]:
@@ -168,9 +322,3 @@ def print_versions(versions: dict[str, str]) -> None:
     print()
     for name, ready in versions.items():
         print(f"- {name}: {ready}")
-
-
-def write_json(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
-    if arguments.json:
-        everything = {"model": arguments.model, "machine": machine(), "rounds_asked": arguments.rounds} | figures
-        write_file(arguments.json, json.dumps(everything, indent=1).encode() + b"\n")

@@ -50,6 +50,8 @@ def measure(
     """
     with contextlib.ExitStack() as stack:
         programs = [stack.enter_context(Program(name, command, limit_seconds)) for name, command in commands.items()]
+        for program in programs:
+            program.order(op="load", graph="unet", threads=None)
         rows = []
         for count in steps:
             answers: dict[str, list[Answer]] = {program.name: [] for program in programs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import subprocess
 import tempfile
@@ -28,12 +29,12 @@ class Program:
     """One process that speaks the protocol.
 
     Attributes:
-        ready: what the program says it is, once it has loaded.
-        load_seconds: from the start of its process until then.
+        ready: what the program says it is, once it can take orders.
+        ready_seconds: from the start of its process until then.
     """
 
     ready: str
-    load_seconds: float
+    ready_seconds: float
 
     def __init__(self, name: str, command: list[str], limit_seconds: float) -> None:
         """Name a program; it is started by ``with``.
@@ -65,7 +66,7 @@ class Program:
         except BaseException:
             self.end()
             raise
-        self.load_seconds = time.perf_counter() - begun
+        self.ready_seconds = time.perf_counter() - begun
         return self
 
     def __exit__(
@@ -81,7 +82,7 @@ class Program:
         """Give one order and wait for its answer.
 
         Raises:
-            EngineError: the program ended, took too long, or answered something else.
+            EngineError: the program ended, took too long, answered something else, or computed what is no number.
         """
         assert self.process.stdin
         try:
@@ -92,6 +93,8 @@ class Program:
         answer = self.read("seconds")
         try:
             values = tuple(float(value) for value in answer.get("probe", ()))
+            if not all(map(math.isfinite, values)):
+                raise EngineError(f"{self} computed numbers that are not finite")
             return Answer(float(answer["seconds"]), int(answer["peak_bytes"]), values)
         except (KeyError, TypeError, ValueError) as error:
             raise self.speaks_otherwise(json.dumps(answer)) from error

@@ -8,11 +8,22 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from runtime.engine import processor_name
+from runtime.engine import processor_features, processor_name
+
+OURS = "runtime"  # how the tables call this one
 
 
 def ratio_in_words(ratios: Sequence[float]) -> str:
+    if set(ratios) == {1.0}:  # the runtime's to itself
+        return "1"
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def in_digits(value: float | None) -> str:
+    """Seconds or gigabytes in three digits; a dash where there are none."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -20,9 +31,23 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def machine() -> str:
-    """The processor, how many of it may be used, Python's version and the date, in one line."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, " if "OMP_NUM_THREADS" in os.environ else ""
-    python = f"{threads}Python {platform.python_version()}"
-    return f"{processor_name()}, {allowed} processors, {python}, {time.strftime('%Y-%m-%d')}"
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on: the processor, how many of it may be used, and the versions below all else."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]} if "OMP_NUM_THREADS" in os.environ else {}
+    return threads | {
+        "processor": processor_name(),
+        "features": " ".join(processor_features()),
+        "processors": allowed,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def machine_in_words(found: dict[str, str | int]) -> str:
+    """The same in one line, with today's date."""
+    threads = f"OMP_NUM_THREADS={found['OMP_NUM_THREADS']}, " if "OMP_NUM_THREADS" in found else ""
+    return (
+        f"{found['processor']}, {found['processors']} processors, {threads}Python {found['python']}, "
+        f"{time.strftime('%Y-%m-%d')}"
+    )
