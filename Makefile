@@ -10,9 +10,13 @@
 #   make test-full     the tests that need a full-size model
 #   make test-cuda     the tests that need an NVIDIA GPU; without one they are skipped, with the reason
 #   make lint          ruff and mypy
-#   make bench         speed and memory of the runtime beside PyTorch and a plain export, small and at full size, and the
-#                      seconds that a picture of each bundle of classes takes, by steps; half an hour, 12 GB of memory,
-#                      and 17 GB of files that it makes first and keeps (docs/benchmark.md)
+#   make bench         speed and memory of the runtime beside PyTorch, a plain export and OpenVINO, small and at full
+#                      size, network by network, and the seconds that a picture of each bundle of classes takes, by
+#                      steps; an hour, 12 GB of memory, and 17 GB of files that it makes first and keeps
+#                      (docs/benchmark.md)
+#   make bench-pictures  whole pictures at full size, from the start of a process to its PNG; beside the same programs
+#                      and stable-diffusion.cpp, which is compiled first (half an hour, a C++ compiler)
+#   make bench-scaling   how time and memory grow at full size: batches of 1 to 8, 256 to 768 pixels, threads
 #   make clean         remove environments, caches and built packages; runs, data and bundles stay
 #
 # Variables, given after the target:
@@ -48,6 +52,8 @@ SLOWEST := --durations=30 --durations-min=4
 DEMO := .venv/demo
 TEST := .venv/test
 CUDA := .venv/cuda
+OPENVINO := .venv/openvino
+SDCPP := .venv/sdcpp
 JS := runtime/hosts/js
 MODULES := $(if $(NODE),$(JS)/node_modules/.ready)
 TUTORIAL := .venv/tutorial
@@ -59,7 +65,7 @@ export NODE
 export PROMPT
 
 .DEFAULT_GOAL := all
-.PHONY: all demo tutorial quick test test-full test-cuda lint bench clean
+.PHONY: all demo tutorial quick test test-full test-cuda lint bench bench-pictures bench-scaling clean
 
 all: lint test
 
@@ -114,6 +120,21 @@ $(TUTORIAL)/.ready: pyproject.toml
 	@$(install) -e '.[train,export,cpu,tutorial]'
 	@touch $@
 
+# The benchmark's peers that have an environment of their own; what goes into it, and why, stands in the file.
+$(OPENVINO)/.ready: peers/openvino.txt
+	@$(environment)
+	@echo "$(@D): installing OpenVINO and what its peer of the benchmark needs (90 MB to fetch)"
+	@$(install) -r $<
+	@touch $@
+
+$(SDCPP)/.ready: peers/stable_diffusion_cpp.txt
+	@$(environment)
+	@c++ --version >/dev/null 2>&1 || { \
+	  echo "error: a C++ compiler is missing, which compiles stable-diffusion.cpp: apt-get install g++" >&2; exit 2; }
+	@echo "$(@D): compiling stable-diffusion.cpp for this processor, half an hour on two cores"
+	@nice $(install) -r $<
+	@touch $@
+
 demo: $(DEMO)/.ready
 	@if $(DEMO)/bin/python -c 'import torch' 2>/dev/null; then \
 	  echo "error: PyTorch is importable in $(DEMO), which promises not to have it; make clean" >&2; exit 1; fi
@@ -156,15 +177,21 @@ lint: $(TEST)/.ready
 # The bundles of classes that there are, by the family in their manifests.
 CLASS_BUNDLES = $(patsubst %/manifest.json,%,$(shell grep -l class-conditional-ddpm models_onnx/*/manifest.json))
 
-bench: $(TEST)/.ready
+bench: $(TEST)/.ready $(OPENVINO)/.ready
 	@echo "make bench: the runtime and the reference sampler in PyTorch, same weights, same steps, in turn"
 	$(TEST)/bin/python -m runtime benchmark models_onnx/mnist-paper --batch-sizes 1,32 --rounds 7 \
 	  --peer "torch=$(TEST)/bin/python -m peers.ddpm_torch models_onnx/mnist-paper"
 	@echo "make bench: the cost of sampling, in seconds a picture by steps, each of which is a row of the plan"
 	@set -e; for bundle in $(CLASS_BUNDLES); do \
 	  $(TEST)/bin/python -m runtime benchmark $$bundle --batch-sizes 32 --steps 5,10,20,50; done
-	@echo "make bench: Stable Diffusion 1.5 at full size: the runtime, diffusers and a plain export, in turn"
-	$(TEST)/bin/python tests/full_size_benchmark.py $(BENCH_FLAGS)
+	@echo "make bench: Stable Diffusion 1.5 at full size, network by network: the runtime and its peers, in turn"
+	$(TEST)/bin/python tests/full_size_benchmark.py graphs $(BENCH_FLAGS)
+
+bench-pictures: $(TEST)/.ready $(OPENVINO)/.ready $(SDCPP)/.ready
+	$(TEST)/bin/python tests/full_size_benchmark.py pictures $(BENCH_FLAGS)
+
+bench-scaling: $(TEST)/.ready $(OPENVINO)/.ready
+	$(TEST)/bin/python tests/full_size_benchmark.py scaling $(BENCH_FLAGS)
 
 clean:
 	rm -rf .venv build dist demo demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules $(JS)/dist

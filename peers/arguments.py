@@ -1,10 +1,13 @@
-"""The one argument that all peers take: a folder with a model in it."""
+"""What all peers take: a folder with a model in it, and, to draw one picture, the words of ``python -m runtime``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+
+from runtime.arguments import parse_size
+from runtime.errors import RequestError
 
 
 def existing(*files: str) -> Callable[[str], Path]:
@@ -17,3 +20,21 @@ def existing(*files: str) -> Callable[[str], Path]:
         return Path(text)
 
     return folder
+
+
+def size(text: str) -> tuple[int, int]:
+    """A type for argparse: width and height."""
+    try:
+        return parse_size(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """What ``python -m runtime benchmark --pictures`` appends; without a prompt a peer answers orders."""
+    parser.add_argument("prompt", nargs=None if required else "?", help="draw this, and end; else answer orders")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=size, default=(512, 512), metavar="WIDTHxHEIGHT")
+    parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("-o", "--output", type=Path, default=Path("peer.png"))

@@ -23,7 +23,7 @@ from runtime.errors import DiffusionError
 from training.ddpm.sampler import guided, sample_ddim
 
 
-def draw(bundle: Bundle, network: nn.Module, batch: int, steps: int, seed: int) -> None:
+def draw(network: nn.Module, bundle: Bundle, batch: int, steps: int, seed: int) -> None:
     """Images of every class in turn, from noise to bytes."""
     config = training_config(bundle)
     model, schedule = config.model, config.schedule
@@ -47,7 +47,14 @@ def main() -> int:
     except (ExportError, DiffusionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    serve(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads", {"draw": partial(draw, bundle, network)})
+
+    def load(_: str, threads: int | None) -> nn.Module:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return network
+
+    operations = {"draw": partial(draw, bundle=bundle)}
+    serve(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads", load, operations)
     return 0
 
 

@@ -1,10 +1,12 @@
-"""A checkpoint's U-Net and VAE decoder as ONNX, exported the way Optimum-ONNX 0.1.0 does it, and nothing done to them.
+"""A checkpoint's networks as ONNX, exported the way Optimum-ONNX 0.1.0 does it, and nothing done to them.
 
     python -m peers.plain_export CHECKPOINT_FOLDER OUT
 
 That is: diffusers' modules, the tracing exporter (``dynamo=False``) with constant folding, opset 18, example inputs of
-batch 2 with 16 tokens, a scalar ``timestep``, and for graphs that protobuf cannot hold one file of external data.
-Optimum-ONNX itself cannot be installed beside current releases of transformers, which it forbids.
+batch 2 with 16 tokens (77 for the text encoder), a scalar ``timestep``, and for graphs that protobuf cannot hold one
+file of external data. Optimum-ONNX itself cannot be installed beside current releases of transformers, which it
+forbids. Beside the graphs lie the tokenizer and two small files of settings, with which ``peers/picture.py`` draws
+whole pictures.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ import onnx
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
+from peers import picture
 from peers.arguments import existing
+from peers.checkpoint import tokenizer_file
 
 OPSET = 18
 BATCH, SIDE, TOKENS = 2, 64, 16
@@ -38,6 +43,30 @@ class UNet(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
         return output
+
+
+class TextEncoder(nn.Module):
+    """The text encoder with the two tensors that Optimum-ONNX gives names to."""
+
+    def __init__(self, encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.encoder(input_ids)
+        return output.last_hidden_state, output.pooler_output
+
+
+class Encoder(nn.Module):
+    """The VAE's way from pixels to the parameters of the latents' distribution."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: Tensor) -> Tensor:
+        parameters: Tensor = self.vae.encode(sample).latent_dist.parameters
+        return parameters
 
 
 class Decoder(nn.Module):
@@ -61,18 +90,35 @@ def export_unet(folder: Path, path: Path) -> None:
         "encoder_hidden_states": torch.rand(BATCH, TOKENS, width),
     }
     axes = {"sample": IMAGE_AXES, "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"}}
-    export(UNet(unet), examples, "out_sample", axes | {"out_sample": IMAGE_AXES}, path)
+    export(UNet(unet), examples, ["out_sample"], axes | {"out_sample": IMAGE_AXES}, path)
 
 
 def export_decoder(folder: Path, path: Path) -> None:
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     examples = {"latent_sample": torch.rand(BATCH, vae.config.latent_channels, SIDE, SIDE)}
     latent_axes = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
-    export(Decoder(vae), examples, "sample", {"latent_sample": latent_axes, "sample": IMAGE_AXES}, path)
+    export(Decoder(vae), examples, ["sample"], {"latent_sample": latent_axes, "sample": IMAGE_AXES}, path)
+
+
+def export_encoder(folder: Path, path: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    examples = {"sample": torch.rand(BATCH, vae.config.in_channels, SIDE, SIDE)}
+    latent_axes = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
+    export(
+        Encoder(vae), examples, ["latent_parameters"], {"sample": IMAGE_AXES, "latent_parameters": latent_axes}, path
+    )
+
+
+def export_text_encoder(folder: Path, path: Path) -> None:
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    examples = {"input_ids": torch.zeros(BATCH, picture.TOKENS, dtype=torch.int32)}
+    outputs = ["last_hidden_state", "pooler_output"]
+    axes = {"input_ids": {0: "batch_size"}, **{name: {0: "batch_size"} for name in outputs}}
+    export(TextEncoder(encoder), examples, outputs, axes, path)
 
 
 def export(
-    module: nn.Module, examples: dict[str, Tensor], output: str, axes: dict[str, dict[int, str]], path: Path
+    module: nn.Module, examples: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]], path: Path
 ) -> None:
     """Trace one module; where the exporter has spread its weights over many files, gather them in one."""
     path.parent.mkdir()
@@ -83,7 +129,7 @@ def export(
             (examples,),
             str(first),  # a Path would do, but not for graphs that need external data
             input_names=list(examples),
-            output_names=[output],
+            output_names=outputs,
             dynamic_axes=axes,
             do_constant_folding=True,
             opset_version=OPSET,
@@ -94,6 +140,12 @@ def export(
             return
         model = onnx.load(first)
         onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=100)
+
+
+def copy_settings(folder: Path, aside: Path) -> None:
+    shutil.copyfile(tokenizer_file(folder), aside / picture.TOKENIZER)
+    shutil.copyfile(folder / "scheduler" / "scheduler_config.json", aside / picture.SCHEDULER)
+    shutil.copyfile(folder / "vae" / "config.json", aside / picture.VAE)
 
 
 def main() -> int:
@@ -108,6 +160,9 @@ def main() -> int:
         aside.mkdir()
         export_unet(arguments.folder, aside / "unet" / "model.onnx")
         export_decoder(arguments.folder, aside / "vae_decoder" / "model.onnx")
+        export_encoder(arguments.folder, aside / "vae_encoder" / "model.onnx")
+        export_text_encoder(arguments.folder, aside / "text_encoder" / "model.onnx")
+        copy_settings(arguments.folder, aside)
         aside.replace(arguments.out)
     except OSError as error:
         print(f"error: {arguments.out} cannot be made ({error})", file=sys.stderr)
