@@ -147,6 +147,8 @@ VALUES: Mapping[str, Values] = {
     "json": values("figures.json", ("missing/figures.json", "\x00")),
     "batch_sizes": values("1", "0 1,x , -1 1000000001"),
     "warm": values("1", "0 -1"),
+    "graphs": values("unet unet,vae_decoder text_encoder", "controlnet , unet, UNET"),
+    "sizes": values("8x8 8x8,12x8", "0x0 9x9 8x8, 16386x2"),
 }
 
 # What command lines begin as, before anything is done to them: positional words first, then flags with their values.

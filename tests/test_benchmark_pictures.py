@@ -1,5 +1,5 @@
-"""Proves the benchmark of whole pictures: what is measured is a process, from its start to its PNG, its memory is its own and
-not that of whoever started it, the first start is told from the second, and all programs draw the same picture."""
+"""Proves the benchmark of whole pictures: what is measured is a process, from its start to its PNG, its memory is its
+own and not that of whoever started it, the first start is told from the second, and all draw the same picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,10 +151,11 @@ def test_pictures_are_timed_from_outside(model: str, tmp_path: Path, capsys: pyt
     assert "whole pictures of 5 steps" in chart.read_text()
 
 
-def test_another_size_is_no_picture(model: str, refusal: Callable[..., str]) -> None:
+def test_another_size_is_no_picture(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = fake(begin="words[words.index('--size') + 1] = '10x8'")
     options = ["--pictures", "--size", SIZE, "--rounds", "1", "--steps", "1", "--peer", f"x={command}"]
     assert main(["benchmark", model, "--prompt", "a", *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("drew 10x8 where 12x8 was asked for")
 
 
 @pytest.mark.slow
