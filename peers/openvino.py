@@ -24,6 +24,7 @@ from peers.arguments import add_picture_arguments, existing
 from runtime.benchmark.protocol import (
     Float32,
     Int64,
+    Operation,
     decode_inputs,
     image_input,
     serve,
@@ -118,7 +119,12 @@ def main() -> None:
     if arguments.prompt is not None:
         picture.draw(partial(Networks, folder, dtype), folder, arguments)
         return
-    operations = {"encode_text": encode_text, "step": step, "decode": decode, "encode_image": encode_image}
+    operations: dict[str, Operation] = {
+        "encode_text": encode_text,
+        "step": step,
+        "decode": decode,
+        "encode_image": encode_image,
+    }
     serve(f"OpenVINO {version}, {dtype}", partial(load, folder, dtype), operations)
 
 

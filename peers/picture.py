@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -59,7 +58,7 @@ def draw(open_networks: Callable[[], Networks], folder: Path, request: argparse.
     for timestep, sample_weight, noise_weight in ddim(facts[SCHEDULER], request.steps):
         uncond, cond = np.split(networks.predict(np.concatenate([sample, sample]), timestep, states), 2)
         noise = uncond + np.float32(request.guidance_scale) * (cond - uncond)
-        sample = np.float32(sample_weight) * sample + np.float32(noise_weight) * noise
+        sample = (sample_weight * sample + noise_weight * noise).astype(np.float32)
     pixels = networks.decode(sample / np.float32(facts[VAE].get("scaling_factor", 0.18215)))[0]
     levels = ((pixels.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
     Image.fromarray(levels).save(request.output)
@@ -85,13 +84,13 @@ def ddim(scheduler: dict[str, Any], steps: int) -> list[tuple[int, float, float]
     """
     train_steps = scheduler["num_train_timesteps"]
     betas = np.linspace(scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, train_steps) ** 2
-    alphas: npt.NDArray[np.float64] = np.cumprod(1 - betas)
+    alphas = np.cumprod(1 - betas)
     stride = train_steps // steps
     rows = []
     for timestep in reversed(range(0, stride * steps, stride)):
         now = timestep + scheduler["steps_offset"]
         alpha, before = alphas[now], alphas[max(now - stride, 0)]
         # x0 = (x - sqrt(1 - a) e) / sqrt(a); the next sample is sqrt(b) x0 + sqrt(1 - b) e.
-        sample_weight = (before / alpha) ** 0.5
-        rows.append((now, sample_weight, (1 - before) ** 0.5 - sample_weight * (1 - alpha) ** 0.5))
+        sample_weight = float(before / alpha) ** 0.5
+        rows.append((now, sample_weight, float(1 - before) ** 0.5 - sample_weight * float(1 - alpha) ** 0.5))
     return rows

@@ -22,6 +22,7 @@ from peers.arguments import add_picture_arguments, existing
 from runtime.benchmark.protocol import (
     Float32,
     Int64,
+    Operation,
     decode_inputs,
     image_input,
     serve,
@@ -112,7 +113,12 @@ def main() -> None:
     if arguments.prompt is not None:
         picture.draw(partial(Networks, folder), folder, arguments)
         return
-    operations = {"encode_text": encode_text, "step": step, "decode": decode, "encode_image": encode_image}
+    operations: dict[str, Operation] = {
+        "encode_text": encode_text,
+        "step": step,
+        "decode": decode,
+        "encode_image": encode_image,
+    }
     serve(f"onnxruntime {onnxruntime.__version__}", partial(load, folder), operations)
 
 

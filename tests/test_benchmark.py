@@ -120,6 +120,7 @@ def test_every_program_lives_once_for_each_case_and_begins_in_turn(
         (1, "print('[]', flush=True)", "said '[]', which is not"),
         (1, "sys.stdout.buffer.write(bytes([0xFF, 10])); sys.stdout.flush()", "said '\ufffd', which is not"),
         (1, 'print(\'{"seconds": "x"}\', flush=True)', "which is not what docs/benchmark.md asks for"),
+        (1, "seconds = 0", "which is not what docs/benchmark.md asks for"),
         (1, "factor = float('nan')", "computed numbers that are not finite"),
     ],
 )
@@ -381,6 +382,7 @@ def test_what_cannot_be_resumed_is_one_line(
         (json.dumps(good | {"failures": [{}]}), "its failures name no programs"),
         (json.dumps(good | {"version": 3}), "is of a run with another version"),
         (json.dumps(good | {"records": [{"round": 0}]}), "a record of the figures is no life of a program"),
+        (json.dumps(good | {"records": good["records"][1:]}), "do not fit together (KeyError); leave out --resume"),
         ("[" * 100_000, "holds no figures of a benchmark"),
     ):
         path.write_text(change)

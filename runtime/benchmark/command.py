@@ -187,20 +187,11 @@ def benchmark_networks(
     bundle: Bundle, shapes: lives.Shapes, commands: dict[str, list[str]], arguments: argparse.Namespace
 ) -> int:
     """Each network of a text bundle, at one size or at many."""
-    width, height = size_of(arguments.size, bundle, shapes.factor)
-    if arguments.scaling:
-        chosen = lives.graphs_of(bundle, arguments.graphs, SCALING_GRAPHS)
-        batch_sizes = parse_counts("batch sizes", arguments.batch_sizes or SCALING_BATCH_SIZES)
-        sizes = scaling.default_sizes(width, height, shapes.factor)
-        if arguments.sizes is not None:
-            sizes = [size_of(text, bundle, shapes.factor) for text in arguments.sizes.split(",")]
-        cases = scaling.cases(chosen, batch_sizes, sizes, thread_counts(arguments.threads))
-    else:
-        cases = [lives.Case(graph, 1, width, height) for graph in lives.graphs_of(bundle, arguments.graphs, [*GRAPHS])]
+    cases = (scaling_cases if arguments.scaling else graph_cases)(bundle, shapes, arguments)
     warm = arguments.warm or WARM
     work = {"cases": [asdict(case) for case in cases], "shapes": asdict(shapes), "warm": warm}
     figures = figures_for(arguments, "scaling" if arguments.scaling else "graphs", commands, work)
-    lives.summary(figures)  # what is taken over can be read, before an hour's work and not after it
+    check_readable(figures, lives.summary)
 
     def report() -> list[str]:
         rows, failures = lives.summary(figures)
@@ -209,9 +200,8 @@ def benchmark_networks(
             table, figures.summary = scaling.in_markdown(rows, growths), scaling.as_json(rows, growths)
         else:
             table, figures.summary = graphs.in_markdown(rows), [asdict(row) for row in rows]
-        print(
-            f"{arguments.model}, {width}x{height}; a run of the U-Net is a guided step, on two samples for each image."
-        )
+        size = f"{cases[0].width}x{cases[0].height}"
+        print(f"{arguments.model}, {size}; a run of the U-Net is a guided step, on two samples for each image.")
         print(
             f"Medians of {figures.rounds_done} rounds; in each every program is started anew, alone, for every network"
         )
@@ -224,6 +214,38 @@ def benchmark_networks(
         lives.measure(commands, cases, shapes, warm, arguments.rounds, arguments.limit, figures)
 
     return measured_and_told(measure, report, figures)
+
+
+def graph_cases(bundle: Bundle, shapes: lives.Shapes, arguments: argparse.Namespace) -> list[lives.Case]:
+    """Every network at one size."""
+    width, height = size_of(arguments.size, bundle, shapes.factor)
+    return [lives.Case(graph, 1, width, height) for graph in lives.graphs_of(bundle, arguments.graphs, [*GRAPHS])]
+
+
+def scaling_cases(bundle: Bundle, shapes: lives.Shapes, arguments: argparse.Namespace) -> list[lives.Case]:
+    """Batches, sizes and threads."""
+    batch_sizes = parse_counts("batch sizes", arguments.batch_sizes or SCALING_BATCH_SIZES)
+    sizes = scaling.default_sizes(bundle.defaults.width, bundle.defaults.height, shapes.factor)
+    if arguments.sizes is not None:
+        sizes = [size_of(text, bundle, shapes.factor) for text in arguments.sizes.split(",")]
+    chosen = lives.graphs_of(bundle, arguments.graphs, SCALING_GRAPHS)
+    return scaling.cases(chosen, batch_sizes, sizes, thread_counts(arguments.threads))
+
+
+def check_readable(figures: Figures, summary: Callable[[Figures], object]) -> None:
+    """What is taken over of a file can be reckoned with: before an hour's work and not after it.
+
+    Raises:
+        RequestError: its records do not fit together.
+    """
+    try:
+        summary(figures)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"the records of {figures.path} do not fit together ({type(error).__name__}); leave out --resume"
+        ) from error
 
 
 def benchmark_pictures(bundle: Bundle, latents: Latents, arguments: argparse.Namespace) -> int:
@@ -252,7 +274,7 @@ def benchmark_pictures(bundle: Bundle, latents: Latents, arguments: argparse.Nam
     ]
     commands = program_commands(arguments, [sys.executable, "-m", "runtime.benchmark.picture", *draw])
     figures = figures_for(arguments, "pictures", commands, asdict(request))
-    pictures.summary(figures)  # what is taken over can be read
+    check_readable(figures, pictures.summary)
 
     def report() -> list[str]:
         rows, failures = pictures.summary(figures)

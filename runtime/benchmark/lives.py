@@ -122,17 +122,16 @@ class Life:
             RequestError: it is no life.
         """
         try:
-            values = {**record, "case": Case(**record["case"])}
-            answers = [
-                Answer(float(each["seconds"]), int(each["peak_bytes"]), tuple(each["probe"]))
-                for each in record["answers"]
-            ]
-            if len(answers) < 2:
-                raise ValueError("fewer than two answers")
-            return cls(**values | {"answers": answers, "load_seconds": float(record["load_seconds"])})
-        except (KeyError, TypeError, ValueError) as error:
+            answers = [Answer.of(each) for each in record["answers"]]
+            if len(answers) < 2 or not isinstance(record["program"], str):
+                raise ValueError("fewer than two answers, or no name")
+            case = Case(**record["case"])
+            hash(case)  # a list is no value of it
+            seconds = float(record["load_seconds"])
+            return cls(record["round"], record["program"], str(record["ready"]), case, seconds, answers)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise RequestError(
-                f"a record of the figures is no life of a program ({error}); leave out --resume"
+                f"a record of the figures is no life of a program ({type(error).__name__}: {error}); leave out --resume"
             ) from error
 
 
@@ -277,8 +276,7 @@ def row_of(lives: Sequence[Life], ours: Sequence[Life]) -> Row:
 
 
 def difference_from(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """The root mean square difference, relative to the runtime's scale; infinite where it is no number."""
-    if not ours or len(ours) != len(theirs):
+    """The root mean square difference, relative to the runtime's scale; infinite where the outputs differ in size."""
+    if not ours or not theirs:
         return None
-    found = math.dist(ours, theirs) / math.hypot(*ours)
-    return found if math.isfinite(found) else math.inf
+    return math.dist(ours, theirs) / math.hypot(*ours) if len(ours) == len(theirs) else math.inf

@@ -15,6 +15,7 @@ from runtime.errors import EngineError
 
 FIRST_STEP = "first step"  # what a program may say on standard error, on a line, when its first step begins
 LOOK_EVERY = 0.02  # seconds, at the peak of memory
+LISTEN_ON = 5  # seconds at most, to what a program that has ended has left behind: another may hold its standard error
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Watch:
     def end(self) -> None:
         self.ended.set()
         for thread in self.threads:
-            thread.join()
+            thread.join(LISTEN_ON)
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], limit_seconds: float) -> Run:

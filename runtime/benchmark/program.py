@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,18 @@ class Answer:
     seconds: float
     peak_bytes: int
     probe: tuple[float, ...]
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Answer:
+        """Of what was said in JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no answer.
+        """
+        answer = cls(float(said["seconds"]), int(said["peak_bytes"]), tuple(map(float, said.get("probe", ()))))
+        if not (0 < answer.seconds < math.inf and answer.peak_bytes > 0):
+            raise ValueError("time or memory is not above 0")
+        return answer
 
 
 class Program:
@@ -90,14 +103,14 @@ class Program:
             self.process.stdin.flush()
         except OSError:
             pass  # it has ended; what it said last is read below
-        answer = self.read("seconds")
+        said = self.read("seconds")
         try:
-            values = tuple(float(value) for value in answer.get("probe", ()))
-            if not all(map(math.isfinite, values)):
-                raise EngineError(f"{self} computed numbers that are not finite")
-            return Answer(float(answer["seconds"]), int(answer["peak_bytes"]), values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.speaks_otherwise(json.dumps(answer)) from error
+            answer = Answer.of(said)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self.speaks_otherwise(json.dumps(said)) from error
+        if not all(map(math.isfinite, answer.probe)):
+            raise EngineError(f"{self} computed numbers that are not finite")
+        return answer
 
     def read(self, key: str) -> dict[str, Any]:
         """The next line, an object that has ``key``."""

@@ -64,6 +64,8 @@ def serve(ready: str, load: Load, operations: Mapping[str, Operation]) -> None:
         else:
             output = operations[name](network, **order)
         seconds = time.perf_counter() - begun
+        if output is not None and not output.size:  # as OpenVINO gives where sizes do not fit together
+            sys.exit(f"error: {name} gave nothing")
         print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(), "probe": probe(output)}), flush=True)
 
 

@@ -34,14 +34,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def machine() -> dict[str, str | int]:
     """What the figures were measured on: the processor, how many of it may be used, and the versions below all else."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]} if "OMP_NUM_THREADS" in os.environ else {}
-    return threads | {
+    found: dict[str, str | int] = {
         "processor": processor_name(),
         "features": " ".join(processor_features()),
         "processors": allowed,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+    if "OMP_NUM_THREADS" in os.environ:
+        found["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
+    return found
 
 
 def machine_in_words(found: dict[str, str | int]) -> str:
