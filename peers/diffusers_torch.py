@@ -109,13 +109,16 @@ def draw(folder: Path, dtype: torch.dtype, request: argparse.Namespace) -> None:
 
     hook = pipeline.unet.register_forward_pre_hook(begin)
     width, height = request.size
+    # Drawn in float32 and then rounded: in bfloat16 PyTorch would draw other noise.
+    shape = (1, pipeline.unet.config.in_channels, *(side // pipeline.vae_scale_factor for side in (height, width)))
+    latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.seed)).to(dtype)
     pictures = pipeline(
         request.prompt,
         width=width,
         height=height,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
+        latents=latents,
     )
     pictures.images[0].save(request.output)
 
