@@ -80,13 +80,19 @@ def draw_growth(pyplot: Any, rows: Rows) -> Any:
 
 
 def lines(axes: Any, rows: Rows, along: Any, value: Any) -> None:
-    """A line for each program."""
-    ticks = sorted({along(row["case"]) for row in rows})
+    """A line for each program, on logarithmic axes whose ticks are written out."""
+    from matplotlib import ticker
+
+    cases = {along(row["case"]): row["case"] for row in rows}
+    names = [str(x) if x == case["images"] else f"{case['width']}x{case['height']}" for x, case in cases.items()]
     for k, program in enumerate(dict.fromkeys(row["program"] for row in rows)):
         points = sorted((along(row["case"]), value(row)) for row in rows if row["program"] == program)
         axes.loglog(*zip(*points, strict=True), marker="osDv^<>P"[k % 8], markersize=4, linewidth=1, label=program)
-    axes.set_xticks(ticks, [f"{tick:g}" if tick < 1000 else f"{tick / 1000:.3g} k" for tick in ticks])
     axes.minorticks_off()
+    axes.set_xticks(list(cases), names)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.15)
     axes.grid(alpha=0.3)
 
 
