@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+LARGE_BLOCK = 2**20
+
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Bytes that could still be taken without swapping, within the limits of control groups; None if unknown.
@@ -39,6 +42,30 @@ def held_bytes(root: Path = Path("/")) -> int:
         return int(found[1]) * 1024 if found else 0
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
         return 0
+
+
+def return_large_blocks() -> None:
+    """Let glibc give every block of a megabyte or more back to the system as soon as it is freed.
+
+    By itself it begins to keep blocks of up to 32 MB as soon as one such was freed, so that a network whose weights are
+    laid out anew when it is loaded took half as much again, or not, at random. Whoever sets it by glibc's own variables
+    is not overruled. It holds for the whole process, and other C libraries have nothing like it.
+    """
+    mallopt = c_function("mallopt")
+    if mallopt is not None and not {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys():
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def return_freed() -> None:
+    """Let glibc give back the smaller blocks, too, which it keeps for the next that ask for as much."""
+    malloc_trim = c_function("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def c_function(name: str) -> Any:
+    """A function of Linux's C library, if it has one of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def listed_held() -> int:

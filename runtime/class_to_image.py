@@ -15,7 +15,6 @@ from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.inpainting import EVERYWHERE, Region
 from runtime.limits import MAX_IMAGES, check_whole
-from runtime.memory import check_request
 from runtime.networks import Networks
 from runtime.pipeline import Float32, Pipeline, Request
 from runtime.recipe import Recipe
@@ -107,19 +106,14 @@ class ClassToImage(Pipeline):
         metadata = self.metadata(chosen, begin.image) | begin.metadata(paste_back)
         return Recipe(chosen, self.shape, metadata, begin.image, begin.mask, paste_back)
 
-    def drawing(
+    def drawn(
         self,
         recipe: Recipe,
         conditions: Sequence[Mapping[str, Any]],
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> Rows[Result]:
-        """Draw an image for each label and seed, (B,) both.
-
-        Raises:
-            RequestError: there is too little memory, or the network's numbers are no longer finite.
-        """
-        check_request(self.bundle, self.networks, recipe, ["unet"] * (recipe.rows > 0), len(seeds))
+        """Draw an image for each label and seed, (B,) both."""
         original = None if recipe.image is None else to_sample(recipe.image, self.pixels.channels)
         region = EVERYWHERE if recipe.mask is None else Region(np.asarray(recipe.mask))
         noises = [noise_of(seed, each) for seed, each in zip(seeds, conditions, strict=True)]
@@ -130,6 +124,10 @@ class ClassToImage(Pipeline):
     def preview(self, pred_original_sample: Float32) -> UInt8:
         """A sample's pixels (B, C, H, W) as images uint8 (B, H, W, C)."""
         return to_uint8(pred_original_sample)
+
+    def roles(self, recipe: Recipe) -> list[str]:
+        """The one network, unless a picture stays as it is."""
+        return ["unet"] * (recipe.rows > 0)
 
     def told(self, conditions: Sequence[Mapping[str, Any]]) -> Told:
         """What the U-Net is told of images' labels, some of which may be on their way to another."""

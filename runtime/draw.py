@@ -35,6 +35,7 @@ from runtime.variation_arguments import add_variation_arguments, variation_setti
 
 ARRAYS = ".npz"
 CLIP_SKIP = "last layers of the text encoder to leave out; what web interfaces call clip skip 2 is 1 here"
+MAX_MEMORY = "such as 3GB: give up what it takes to stay below, or say before drawing that it cannot be (on the CPU)"
 OUTPUT = ".png, .webp or .jpg, or .npz for arrays; with --prompts a folder, with --to .gif or .webp"
 PROMPTS = "a list to draw into the folder -o: on each line a prompt or label, or JSON if it is .jsonl (docs/prompts.md)"
 SHEET = "with --prompts: one picture of all of them, each above its words"
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "machine", "of these only --variant changes a picture, and --low-memory a large one, slightly"
+        "machine", "of these only --variant changes a picture, and --low-memory or --max-memory a large one, slightly"
     )
     group.add_argument("--batch-size", type=int, help="images at once (default: 32 of classes, 1 of text)")
     group.add_argument(
@@ -80,6 +81,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--low-memory", action="store_true", help="hold one network at a time, decode large pictures in tiles; slower"
     )
+    group.add_argument("--max-memory", metavar="SIZE", help=MAX_MEMORY)
     group.add_argument(
         "--ignore-memory", action="store_true", help="try also what seems to need far more memory than there is"
     )
@@ -182,6 +184,7 @@ def draw(arguments: argparse.Namespace) -> int:
             arguments.ignore_memory,
             embedding_settings(arguments),
             arguments.cache,
+            arguments.max_memory,
         )
         return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
 

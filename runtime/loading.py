@@ -9,6 +9,7 @@ from runtime.class_to_image import ClassToImage
 from runtime.embeddings import EmbeddingInput
 from runtime.errors import BundleError, RequestError
 from runtime.graph_cache import default_cache
+from runtime.memory_plan import parse_memory
 from runtime.networks import Networks
 from runtime.pipeline import Pipeline
 from runtime.session import choose_provider
@@ -25,6 +26,7 @@ def load(
     ignore_memory: bool = False,
     embeddings: EmbeddingInput = (),
     cache: bool = True,
+    max_memory: str | int | None = None,
 ) -> Pipeline:
     """Open a bundle for drawing.
 
@@ -42,6 +44,11 @@ def load(
         embeddings: learned words that prompts may name, as ``TextToImage.with_embeddings`` takes them.
         cache: keep large networks on this machine's disk as ONNX Runtime has optimised them for its CPU, so that they
             load faster the next time, and hold less memory. It changes no image.
+        max_memory: what the whole process may take while it draws one request on the CPU, such as "3GB", "3000MB",
+            "2.8GiB", or a number of bytes. Each request gives up no more than it has to, in this order: networks held
+            together, the halves of guidance in one evaluation, its batch size, and the VAE's view of the whole picture.
+            Only the last changes images, slightly, and is in their metadata then. Requests at the same time in several
+            threads take as much each.
 
     Returns:
         ``TextToImage`` or ``ClassToImage``, by what the model is told.
@@ -49,12 +56,14 @@ def load(
     Raises:
         BundleError: the bundle is missing, damaged or unknown.
         EngineError: ONNX Runtime is missing, doubled, or cannot use the provider.
-        RequestError: provider or variant is unknown, an embedding cannot be used, or the cache's size is none.
+        RequestError: provider or variant is unknown, an embedding cannot be used, max_memory is no amount of memory or
+            not for the provider, or the cache's size is none.
     """
+    limit = None if max_memory is None else parse_memory(max_memory)
     bundle = open_bundle(model)
     chosen, why = choose_provider(provider)
     kept = default_cache() if cache else None
-    networks = Networks(bundle, chosen, threads, low_memory, variant, ignore_memory, kept)
+    networks = Networks(bundle, chosen, threads, low_memory, variant, ignore_memory, kept, limit)
     pipeline = make_pipeline(bundle, networks, why, TILING if low_memory else None)
     if not embeddings:
         return pipeline

@@ -1,4 +1,4 @@
-"""How much memory a request needs, so that what cannot end well is refused before it begins.
+"""How much memory a request needs, so that it can be planned, and what cannot end well is refused before it begins.
 
 The terms are fitted to full-size Stable Diffusion 1.5 in float32, ONNX Runtime 1.32 on the CPU, weights as external
 data, each in a process of its own. Peaks of anonymous memory in MiB:
@@ -6,57 +6,91 @@ data, each in a process of its own. Peaks of anonymous memory in MiB:
     ===========  ====  =========  ========  =========
     network      rows  pixels     measured  estimated
     ===========  ====  =========  ========  =========
-    unet         1     256 x 256  3,503     3,521
-    unet         2     256 x 256  3,610     3,635
-    unet         1     384 x 640  4,427     4,495
-    unet         1     512 x 512  4,559     4,631
-    unet         2     512 x 512  5,830     5,855
+    unet         1     256 x 256  3,503     3,540
+    unet         2     256 x 256  3,610     3,656
+    unet         1     384 x 640  4,427     4,518
+    unet         1     512 x 512  4,559     4,655
+    unet         2     512 x 512  5,830     5,885
     vae_decoder  1     256 x 256  621       691
-    vae_decoder  1     512 x 512  1,928     2,003
+    vae_decoder  1     512 x 512  1,928     2,053
     ===========  ====  =========  ========  =========
 
 Of a U-Net of pixels 64 rows of 28 x 28 took 55 MiB more (weights of 1.7 MB) and 104 (6.7 MB), where 56 and 111 are
 estimated.
 
-The estimate is for refusing what is hopeless, not for planning, and for such graphs. One whose attention an engine has
-fused needs less. Of fp16 graphs, which the CPU provider casts to float32, it is not measured. So a request is refused
-only where it needs far more than there is, and where it may just not fit, a warning is given. ``runtime.load`` takes
-``ignore_memory``, which asks for neither.
+So far these are of anonymous memory, of portable graphs, and of one machine; ``tests/full_size_memory.py`` measures all
+of it again, files that are mapped included, and prints what the constants should be. Of graphs whose attention an
+engine has fused it is supposed that they need what the others do but for the scores.
+
+Where there is a limit (``max_memory``) the estimate is planned with, see ``runtime.memory_plan``. Where there is none,
+a request is refused only if it needs far more than there is, and a warning is given where it may just not fit;
+``ignore_memory`` asks for neither.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from runtime.available_memory import available_bytes, held_bytes
-from runtime.bundle import Bundle, Latents, TextConditioning
-from runtime.errors import RequestError
-from runtime.networks import Networks
-from runtime.recipe import Recipe
-from runtime.vae import TILING, spans
+from runtime.bundle import Bundle, GraphVariant, Latents, TextConditioning
+from runtime.session import MAX_MODEL_BYTES
+from runtime.vae import Tiling, spans
 
 MIB = 2**20
-SLACK = 1.3  # what needs so many times what there is does not fit, however rough the estimate
 PROCESS = 64 * MIB  # Python, NumPy and ONNX Runtime themselves
-# While a session is made, some weights are there twice: as in the file, and laid out for the kernels.
-LOADING = 1.12
+SESSION = 16 * MIB  # of a network however small: its graph, and what ONNX Runtime reads of itself
 FLOAT = 4  # bytes
-# The U-Net: scores and their softmax in each of 8 heads, of every latent with every other; and feature maps.
-UNET_ATTENTION = 2 * 8 * FLOAT
-UNET_PER_LATENT = 50 * 1024
-UNET_FIXED = 64 * MIB
-# The VAE: feature maps of 128 to 256 channels at full size, or scores and softmax of its one head.
-VAE_ATTENTION = 2 * FLOAT
-VAE_PER_PIXEL = 7000
-TEXT_ENCODER_FIXED = 64 * MIB
-# A U-Net of pixels: feature maps of every pixel, as many as the root of its weights says.
-PIXEL_PER_ROOT = 0.9
 IMAGE_FIXED = 1024  # what Python holds of one: its seed, and what it shows
 WORTH_TELLING = 10**8
-DRAWING = ("text_encoder", "unet", "vae_decoder")
+CPU_ONLY = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network takes on the CPU, whatever its width; ``tests/full_size_memory.py`` measures it.
+
+    Weights grow with the square of a network's channels, and its feature maps with these: so with the root of the
+    weights.
+
+    Attributes:
+        loading: the most while its session is made, in times its weights, where these are external data.
+        held: what the session takes when it is made, likewise.
+        fixed: what an evaluation takes however large the picture, in times its weights.
+        place: bytes of an evaluation for each place of its finest level in each row, in times the root of its weights.
+            A place is a latent to a U-Net, and a pixel to a VAE and to a U-Net of pixels.
+        pair: bytes for each pair of latents of each row: what attention holds of them where it is not fused.
+    """
+
+    loading: float
+    held: float
+    fixed: float
+    place: float
+    pair: int = 0
+
+    def whole(self, weights: int) -> float:
+        """Bytes of an evaluation however large the picture."""
+        return self.fixed * weights
+
+    def maps(self, weights: int, places: int) -> float:
+        """Bytes of the feature maps of one row."""
+        return self.place * math.sqrt(weights) * places
+
+    def scores(self, latents: int) -> int:
+        """Bytes of one row's attention."""
+        return self.pair * latents**2
+
+
+# By role
+# scores and their softmax in each of 8 heads, those of a VAE in its one head. Of the VAE's encoder it is supposed that
+# it needs what the decoder does, whose feature maps are the same and more.
+PORTABLE = {
+    "text_encoder": Cost(1.12, 1.0, 0.14, 0.0),
+    "unet": Cost(1.12, 1.0, 0.02, 0.9, 2 * 8 * FLOAT),
+    "vae_encoder": Cost(1.12, 1.0, 0.0, 0.47, 2 * FLOAT),
+    "vae_decoder": Cost(1.12, 1.0, 0.0, 0.47, 2 * FLOAT),
+}
+FUSED = {role: replace(cost, pair=0) for role, cost in PORTABLE.items()}
 
 
 @dataclass(frozen=True)
@@ -65,17 +99,19 @@ class Stage:
 
     Attributes:
         role: such as "unet".
-        weights: bytes of its files.
-        activations: bytes that an evaluation takes beside them, and that ONNX Runtime then keeps.
+        loading: bytes at the worst moment while its session is made.
+        held: bytes of the session.
+        activations: bytes that an evaluation takes beside it, and that are given back when its turn is over.
     """
 
     role: str
-    weights: int
+    loading: int
+    held: int
     activations: int
 
     @property
     def peak(self) -> int:
-        return max(int(LOADING * self.weights), self.weights + self.activations)
+        return max(self.loading, self.held + self.activations)
 
 
 @dataclass(frozen=True)
@@ -84,26 +120,56 @@ class Estimate:
 
     Attributes:
         stages: the networks, in the order in which they run.
-        low_memory: whether one is held at a time.
+        one_network: whether one is held at a time.
+        process: bytes that are held before any network is.
         images: bytes of what is finished, and of what is to be drawn, until all is.
     """
 
     stages: tuple[Stage, ...]
-    low_memory: bool
+    one_network: bool
+    process: int
     images: int
 
     @property
     def peak(self) -> int:
         """Bytes at the worst moment: in one stage, or with all that ran before it and was kept."""
-        kept = peak = PROCESS + self.images
+        kept = peak = self.process + self.images
         for stage in self.stages:
             peak = max(peak, kept + stage.peak)
-            kept += 0 if self.low_memory else stage.weights + stage.activations
+            kept += 0 if self.one_network else stage.held
         return peak
+
+    def alone(self, role: str) -> int:
+        """Bytes while a network is the only one; without it those that are held anyway."""
+        return self.process + self.images + max((stage.peak for stage in self.stages if stage.role == role), default=0)
 
     def __str__(self) -> str:
         stages = [f"{stage.role} {gigabytes(stage.peak)}" for stage in self.stages]
         return ", ".join([*stages, *([f"images {gigabytes(self.images)}"] if self.images >= WORTH_TELLING else [])])
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a request is drawn in the memory that there is. Of this only tiles change a picture.
+
+    Attributes:
+        batch_size: images evaluated together. Under guidance the U-Net has two rows for each.
+        one_network: whether a graph is dropped before another is loaded.
+        in_turn: whether the two halves of guidance are evaluated one after the other.
+        tiles: how the VAE divides what is larger than a tile; None for not at all.
+    """
+
+    batch_size: int
+    one_network: bool = False
+    in_turn: bool = False
+    tiles: Tiling | None = None
+
+    def __str__(self) -> str:
+        words = ["one network at a time" if self.one_network else "all networks held"]
+        words += ["the halves of guidance in turn"] if self.in_turn else []
+        words += [f"{self.batch_size} image{'s' * (self.batch_size > 1)} at once"]
+        words += [f"tiles of {self.tiles.tile} latents"] if self.tiles else []
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -112,121 +178,84 @@ class Demand:
 
     Attributes:
         width, height: of the images, in pixels.
-        batch: images evaluated together. Under guidance the U-Net has two rows for each, in turn with low_memory.
-        low_memory: one network at a time, and the VAE in tiles.
-        variant: the graphs that are preferred; without it float32.
-        roles: the networks that run, in their order; of the VAE's encoder it is supposed that it needs what the decoder
-            does, whose feature maps are the same and more.
+        graphs: the networks that run, by role, in their order.
         images: in all. What of them is finished is held until all are.
+        guided: whether the U-Net is asked with the condition and without.
+        process: bytes that are held before any network is.
     """
 
     width: int
     height: int
-    batch: int = 1
-    low_memory: bool = False
-    variant: str | None = None
-    roles: Sequence[str] = DRAWING
+    graphs: Mapping[str, GraphVariant]
     images: int = 1
+    guided: bool = True
+    process: int = PROCESS
 
 
-def estimate(bundle: Bundle, demand: Demand) -> Estimate:
-    """What it needs."""
-    rows = demand.batch if demand.low_memory else 2 * demand.batch
-    if bundle.latents is None:
-        own_weights = weights(bundle, "unet", demand.variant)
-        activations = {"unet": pixel_activations(rows, demand.height, demand.width, own_weights)}
-    else:
-        size = demand.height, demand.width, bundle.latents
-        activations = {
-            "text_encoder": TEXT_ENCODER_FIXED,
-            "unet": unet_activations(rows, *size),
-            "vae_encoder": vae_activations(*size, demand.low_memory),
-            "vae_decoder": vae_activations(*size, demand.low_memory),
-        }
-    stages = (Stage(role, weights(bundle, role, demand.variant), activations[role]) for role in demand.roles)
-    return Estimate(tuple(stages), demand.low_memory, demand.images * image_bytes(bundle, demand.width, demand.height))
+def estimate(bundle: Bundle, demand: Demand, memory: MemoryPlan) -> Estimate:
+    """What a request needs on the CPU when it is drawn as ``memory`` says."""
+    stages = []
+    for role, graph in demand.graphs.items():
+        weights, (loading, held) = weight_bytes(bundle, graph), copies(graph)
+        cost = (FUSED if graph.providers == CPU_ONLY else PORTABLE)[role]
+        activations = math.ceil(cost.whole(weights) + ACTIVATIONS[role](cost, weights, bundle, demand, memory))
+        loading, held = (SESSION + math.ceil(times * weights) for times in (cost.loading * loading, cost.held * held))
+        stages.append(Stage(role, loading, held, activations))
+    images = demand.images * image_bytes(bundle, demand.width, demand.height)
+    return Estimate(tuple(stages), memory.one_network, demand.process, images)
 
 
-def check_request(bundle: Bundle, networks: Networks, recipe: Recipe, roles: Sequence[str], images: int) -> None:
-    """As ``check_memory``, unless that is to be ignored; what a graphics card has is not known here.
-
-    Args:
-        bundle, networks: the model, and how it is held.
-        recipe: how the images are made.
-        roles: the networks that make them, in their order.
-        images: how many.
-
-    Raises:
-        RequestError: as ``check_memory``.
-    """
-    if networks.ignore_memory:
-        return
-    batch, here = min(recipe.settings.batch_size, images), roles if networks.provider == "cpu" else ()
-    check_memory(bundle, Demand(*recipe.size, batch, networks.low_memory, networks.variant, here, images))
+def weight_bytes(bundle: Bundle, graph: GraphVariant) -> int:
+    """Of a graph's weights where it runs: those that are stored in half precision are widened when it is loaded."""
+    size = sum(file.size for file in (graph.file, *graph.external_data))
+    training = bundle.provenance.get("training")
+    halved: bool = isinstance(training, Mapping) and training.get("half_weights") is True
+    halved = halved or any(variants.get("fp16") is graph for variants in bundle.graphs.values())
+    return 2 * size if halved else size
 
 
-def check_memory(bundle: Bundle, demand: Demand) -> None:
-    """Refuse a request that needs far more memory than there is, and warn of one that may not fit.
-
-    What this process holds already counts as there: it is mostly networks of earlier requests, which are used again.
-
-    Raises:
-        RequestError: with what is needed, what there is, and what needs less.
-    """
-    free = available_bytes()
-    if free is None:
-        return
-    there = free + held_bytes()
-    needed = estimate(bundle, demand)
-    if needed.peak <= there:
-        return
-    message = (
-        f"{demand.width}x{demand.height}, {demand.batch} at once, needs about {gigabytes(needed.peak)} of memory "
-        f"({needed}), and there are {gigabytes(there)}; {advice(bundle, demand, there)}"
-    )
-    if needed.peak > SLACK * there:
-        raise RequestError(f"{message}; ignore_memory (--ignore-memory) tries it all the same")
-    warnings.warn(message, stacklevel=3)
+def copies(graph: GraphVariant) -> tuple[float, float]:
+    """How often weights are there while a session is made, and then; those inside a graph are copied out of it."""
+    if graph.external_data:
+        return 1.0, 1.0
+    return (2.3, 1.8) if graph.file.size <= MAX_MODEL_BYTES else (1.6, 1.0)
 
 
-def advice(bundle: Bundle, demand: Demand, there: int) -> str:
-    """The mildest change that would do, with what it needs, or else what is left to try."""
-    one, one_network = "batch_size=1 (--batch-size 1)", "low_memory (--low-memory)"
-    changes = [(one, 1, False), (one_network, demand.batch, True), (f"{one_network} with {one}", 1, True)]
-    for words, batch, low in changes:
-        if batch <= demand.batch and low >= demand.low_memory:
-            peak = estimate(bundle, replace(demand, batch=batch, low_memory=low)).peak
-            if peak <= there:
-                return f"{words} needs {gigabytes(peak)}"
-    if estimate(bundle, replace(demand, batch=1, images=1)).peak <= there:
-        return "fewer images at a time (--count) need less, or a list (--prompts), which is written one by one"
-    return f"a smaller width and height (--size) need less, and {one_network} with {one}"
+def latent_sides(height: int, width: int, latents: Latents | None) -> tuple[int, int]:
+    """Height and width in latents, or else in pixels, of a size in pixels."""
+    factor = 1 if latents is None else latents.factor
+    return height // factor, width // factor
 
 
-def weights(bundle: Bundle, role: str, variant: str | None) -> int:
-    variants = bundle.graphs[role]
-    graph = variants.get(variant or "fp32") or variants.get("fp32") or next(iter(variants.values()))
-    return sum(file.size for file in (graph.file, *graph.external_data))
+def no_activations(cost: Cost, weights: int, bundle: Bundle, demand: Demand, memory: MemoryPlan) -> float:
+    """Of a text encoder, none that grow with the picture."""
+    return 0.0
 
 
-def unet_activations(rows: int, height: int, width: int, latents: Latents) -> int:
-    """Of one evaluation with a number of rows: those of its finest level, whose attention is the largest."""
-    count = (height // latents.factor) * (width // latents.factor)
-    return UNET_FIXED + rows * (UNET_ATTENTION * count**2 + UNET_PER_LATENT * count)
+def unet_activations(cost: Cost, weights: int, bundle: Bundle, demand: Demand, memory: MemoryPlan) -> float:
+    """Of all rows of one evaluation: those of the finest level, whose attention is the largest, if it has one."""
+    rows = memory.batch_size * (2 if demand.guided and not memory.in_turn else 1)
+    places = math.prod(latent_sides(demand.height, demand.width, bundle.latents))
+    return rows * (cost.maps(weights, places) + (cost.scores(places) if bundle.latents else 0))
 
 
-def vae_activations(height: int, width: int, latents: Latents, tiled: bool) -> int:
-    """Of decoding one image, whole or tile by tile."""
-    sides = [height // latents.factor, width // latents.factor]
-    if tiled and max(sides) > TILING.tile:
-        sides = [spans(side, TILING)[0][1] for side in sides]
-    count = sides[0] * sides[1]
-    return max(VAE_PER_PIXEL * count * latents.factor**2, VAE_ATTENTION * count**2)
+def vae_activations(cost: Cost, weights: int, bundle: Bundle, demand: Demand, memory: MemoryPlan) -> float:
+    """Of one image, whole or tile by tile."""
+    assert bundle.latents
+    sides, tiles, blended = latent_sides(demand.height, demand.width, bundle.latents), memory.tiles, 0
+    if tiles is not None and max(sides) > tiles.tile:
+        blended = 2 * FLOAT * 3 * demand.height * demand.width  # the whole, and the weighted part that is added to it
+        sides = spans(sides[0], tiles)[0][1], spans(sides[1], tiles)[0][1]
+    places = math.prod(sides)
+    return blended + cost.maps(weights, places * bundle.latents.factor**2) + cost.scores(places)
 
 
-def pixel_activations(rows: int, height: int, width: int, weights: int) -> int:
-    """Of one evaluation of a U-Net of pixels, whose weights grow with the square of its channels."""
-    return int(rows * height * width * PIXEL_PER_ROOT * math.sqrt(weights))
+ACTIVATIONS = {
+    "text_encoder": no_activations,
+    "unet": unet_activations,
+    "vae_encoder": vae_activations,
+    "vae_decoder": vae_activations,
+}
 
 
 def image_bytes(bundle: Bundle, width: int, height: int) -> int:
@@ -242,5 +271,8 @@ def image_bytes(bundle: Bundle, width: int, height: int) -> int:
     return IMAGE_FIXED + (FLOAT + 2) * channels * height * width
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+def gigabytes(count: int, up: bool = False) -> str:
+    """In words, in megabytes where it is less than one of them: rounded, or upwards where less would not do."""
+    unit, name = (10**8, "GB") if count >= 10**9 else (10**6, "MB")
+    rounded = -(-count // unit) if up else round(count / unit)
+    return f"{rounded / 10:.1f} {name}" if name == "GB" else f"{rounded} {name}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
+from runtime.available_memory import held_bytes, return_freed, return_large_blocks
 from runtime.bundle import Bundle, GraphVariant, precision_of
 from runtime.cancel import check_cancelled
-from runtime.engine import PROVIDERS
+from runtime.engine import PROVIDERS, import_engine
 from runtime.errors import BundleError, RequestError
 from runtime.graph_cache import GraphCache
 from runtime.limits import check_whole
+from runtime.memory import MemoryPlan
 from runtime.optimized import graph_bytes
 from runtime.session import Session
 
@@ -21,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_VARIANT = "fp32"
 MAX_THREADS = 1024
+TO_COME = 2**25  # bytes of what a first request reads beside its graphs: tokenizer, plan, and code
 LOOK_EVERY = 0.1  # seconds, at whether to stop, while another thread loads
 
 
@@ -33,7 +37,12 @@ class Networks:
     """The sessions of one bundle, by role; threads may share them.
 
     Attributes:
-        low_memory: whether a graph is dropped before another is loaded, and the halves of guidance take turns.
+        low_memory: whether both of the next two were asked for.
+        one_network: whether a graph is dropped before another is loaded.
+        in_turn: whether the halves of guidance take turns.
+        max_memory: bytes that the process may take in all, for which each request is planned; None for no limit.
+        process: bytes that it held before any network; 0 where there is no limit to keep.
+        planned: how the latest request was drawn within that limit.
         ignore_memory: whether requests are tried that seem to need more memory than there is.
         cache: where optimised graphs are kept, or None.
         fallbacks: by role, how many nodes of its graph did not get the provider that was asked for, in words.
@@ -48,6 +57,7 @@ class Networks:
         variant: str | None = None,
         ignore_memory: bool = False,
         cache: GraphCache | None = None,
+        max_memory: int | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -55,14 +65,14 @@ class Networks:
             bundle: where the graphs come from.
             provider: "cpu" or "cuda", for every graph.
             threads: threads inside an operator; without it ONNX Runtime's choice, one for each core.
-            low_memory: hold one graph at a time.
+            low_memory: hold one graph at a time, and take the halves of guidance in turn.
             variant: which one of a role that has it, literally: "fp32" is the portable graph. Others, and all without
                 it, are float32 where they can be, in the variant for the provider where there is one.
-            ignore_memory: what the attribute says.
-            cache: where optimised graphs are kept.
+            ignore_memory, cache, max_memory: what the attributes say.
 
         Raises:
-            RequestError: no role has the variant, or threads is no number of threads.
+            RequestError: no role has the variant, threads is no number of threads, or there is a limit for what a
+                graphics card computes.
         """
         self.bundle, self.provider, self.threads, self.low_memory = bundle, provider, threads, low_memory
         known = sorted({name for variants in bundle.graphs.values() for name in variants})
@@ -70,12 +80,37 @@ class Networks:
             raise RequestError(f"variant {variant!r} is unknown; {bundle.name} has {', '.join(known)}")
         if threads is not None:
             check_whole("threads", threads, least=1, most=MAX_THREADS)
-        self.variant, self.ignore_memory, self.cache = variant, ignore_memory, cache
+        if max_memory is not None and provider != "cpu":
+            raise RequestError(f"max_memory is kept on the cpu alone, not on {provider}; leave it out, or the provider")
+        self.variant, self.ignore_memory, self.cache, self.max_memory = variant, ignore_memory, cache, max_memory
+        self.one_network = self.in_turn = low_memory
+        self.process = 0
+        self.planned: MemoryPlan | None = None
+        if max_memory is not None:
+            import_engine()  # which is a part of what the process holds
+            self.process = held_bytes() + TO_COME
         self.fallbacks: dict[str, str] = {}
         self._sessions: dict[str, Session] = {}
         # Those that any thread still holds: where memory is short, the next thread takes them and loads no second one.
         self._held: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._lock = threading.Lock()
+
+    def within(self, one_network: bool, in_turn: bool) -> Networks:
+        """The same sessions, held otherwise: for one request, while others may go on as before."""
+        shared = copy.copy(self)
+        shared.one_network, shared.in_turn = one_network, in_turn
+        return shared
+
+    @contextmanager
+    def dropped_if_stopped(self) -> Iterator[None]:
+        """Hold no network after what ends early, where there is a limit: what it had taken would not be given back."""
+        try:
+            yield
+        except BaseException:
+            if self.max_memory is not None:
+                with self._lock:
+                    self._drop()
+            raise
 
     def variant_of(self, role: str) -> str:
         """Which of a role's graphs is used: the one asked for; else of its precision, of float32, of the first.
@@ -121,9 +156,9 @@ class Networks:
             Cancelled: it was stopped, see ``runtime.cancel``.
         """
         with self._locked():
+            if self.one_network:  # an earlier request may have held more
+                self._drop(keep=role)
             if role not in self._sessions:
-                if self.low_memory:
-                    self._sessions.clear()
                 self._sessions[role] = self._held[role] = self._held.get(role) or self._load(role)
             return self._sessions[role]
 
@@ -137,10 +172,20 @@ class Networks:
         finally:
             self._lock.release()
 
+    def _drop(self, keep: str | None = None) -> None:
+        """Hold no session, but for that of a role, and none of the memory of the others."""
+        others = self._sessions.keys() - {keep}
+        for role in others:
+            del self._sessions[role]
+        if others:
+            return_freed()
+
     def _load(self, role: str) -> Session:
         graph = self.graph(role)
         logger.info("loading %s (%.1f MB)", graph.file.name, graph_bytes(graph) / 1e6)
+        return_large_blocks()
         session = Session(self.bundle, graph, self.provider, self.threads, self.cache)
+        return_freed()
         fallback = session.fallback()
         if fallback:
             self.fallbacks[role] = fallback

@@ -34,7 +34,7 @@ MAX_INDEX_BYTES = 2**30
 PICTURE = r"[0-9]{5}(-[a-z0-9-]+)?\.png"
 ASIDE = re.compile(rf"\.(index\.jsonl|{PICTURE})\.[0-9a-f]{{8}}")  # what a killed process may leave
 # Which machine drew a picture, and how, is not what was asked for.
-MACHINE = {"provider", "onnxruntime", "version", "low_memory"}
+MACHINE = {"provider", "onnxruntime", "version", "low_memory", "vae_tile"}
 ANOTHER = "choose another folder"
 
 

@@ -8,13 +8,14 @@ its arguments. A pipeline holds no state between calls but the graphs it has loa
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ from runtime.errors import RequestError
 from runtime.image import UInt8
 from runtime.inpainting import EVERYWHERE, Region
 from runtime.limits import check_choice, check_whole, is_finite_number
+from runtime.memory import MemoryPlan
+from runtime.memory_plan import plan_request
 from runtime.model_plan import check_plan, plan_for, plan_sha256
 from runtime.networks import Networks
 from runtime.noise import GENERATORS, draw_each, image_seed
@@ -37,6 +40,7 @@ from runtime.prediction import predict
 from runtime.recipe import Recipe, Settings, with_strength
 from runtime.result import Result
 from runtime.steps import Progress, Row, Rows, Step, finished, steps
+from runtime.vae import Tiling
 from runtime.variation import Noise, generator_of, variation_of
 from runtime.version import __version__
 
@@ -50,7 +54,15 @@ Request = tuple[Recipe, Sequence[Mapping[str, Any]], Sequence[int]]
 
 
 class Pipeline(ABC):
-    """A bundle ready to draw; ``runtime.load`` makes the one that fits."""
+    """A bundle ready to draw; ``runtime.load`` makes the one that fits.
+
+    Attributes:
+        bundle, networks: the model, and its graphs in memory.
+        provider_reason: why they run where they do.
+        tiles: how a VAE divides what is larger than a tile; None for not at all.
+    """
+
+    tiles: Tiling | None = None
 
     def __init__(self, bundle: Bundle, networks: Networks, provider_reason: str) -> None:
         self.bundle, self.networks, self.provider_reason = bundle, networks, provider_reason
@@ -136,7 +148,6 @@ class Pipeline(ABC):
         """
         return finished(self.drawing(recipe, conditions, seeds, progress))
 
-    @abstractmethod
     def drawing(
         self,
         recipe: Recipe,
@@ -145,6 +156,30 @@ class Pipeline(ABC):
         progress: Progress | None = None,
     ) -> Rows[Result]:
         """As ``draw``, row by row; ``progress`` is told of each before it is yielded."""
+        memory = plan_request(self.bundle, self.networks, recipe, self.roles(recipe), len(seeds), self.tiles)
+        recipe = recipe.in_batches(memory.batch_size)
+        with self.networks.dropped_if_stopped():
+            return (yield from self.within(memory).drawn(recipe, conditions, seeds, progress))
+
+    @abstractmethod
+    def drawn(
+        self,
+        recipe: Recipe,
+        conditions: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Rows[Result]:
+        """As ``drawing``, in whatever memory it takes."""
+
+    @abstractmethod
+    def roles(self, recipe: Recipe) -> list[str]:
+        """The networks that make an image, in their order."""
+
+    def within(self, memory: MemoryPlan) -> Self:
+        """This pipeline as one request draws with it: the same graphs, held as the plan of its memory says."""
+        drawer = copy.copy(self)
+        drawer.networks, drawer.tiles = self.networks.within(memory.one_network, memory.in_turn), memory.tiles
+        return drawer
 
     @abstractmethod
     def preview(self, pred_original_sample: Float32) -> UInt8 | None:
@@ -286,8 +321,10 @@ class Pipeline(ABC):
         samples.appendleft(first_sample(plan, first_noise, begin))
         for i in range(len(plan)):
             scale = 1 + float(plan.guidance[i]) * (guidance_scale - 1)
+            if i == len(plan) - 1:
+                unet = unet.for_the_last_time()
             taken = region.network_input(samples[0])
-            output = predict(unet, taken, float(plan.timesteps[i]), conditioning, scale, plan, self.networks.low_memory)
+            output = predict(unet, taken, float(plan.timesteps[i]), conditioning, scale, plan, self.networks.in_turn)
             pred_original = combine(plan.x0_weights[i], [samples[0], output])
             if plan.clip_sample is not None:
                 output, pred_original = clip_original(plan.x0_weights[i], samples[0], output, plan.clip_sample)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 BAR_WIDTH = 30
+PLANS = "runtime.memory_plan"  # who says what is given up
 LINE_WIDTH = 70  # of a bar with what stands beside it
 
 
@@ -40,12 +41,11 @@ class ProgressBar:
 
 @contextlib.contextmanager
 def announced(stream: TextIO) -> Iterator[None]:
-    """Say what is being loaded, on a terminal."""
-    logger, handler = logging.getLogger("runtime"), logging.StreamHandler(stream)
-    if not stream.isatty():
-        yield
-        return
-    handler.setFormatter(logging.Formatter(f"\r%(message)-{LINE_WIDTH}s"))  # over a bar that is not finished
+    """Say what is being loaded, on a terminal; elsewhere only what is given up for a limit on memory."""
+    shown = stream.isatty()
+    logger, handler = logging.getLogger("runtime" if shown else PLANS), logging.StreamHandler(stream)
+    # A terminal's line goes over a bar that is not finished.
+    handler.setFormatter(logging.Formatter(f"\r%(message)-{LINE_WIDTH}s" if shown else "%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL.Image import Image
@@ -90,6 +90,13 @@ class Recipe:
     mask: Image | None = None
     paste_back: bool = True
     second: SecondPass | None = None
+
+    def in_batches(self, batch_size: int) -> Recipe:
+        """The same with other batches, which change no picture."""
+        settings, second = replace(self.settings, batch_size=batch_size), self.second
+        if second is not None:
+            second = replace(second, settings=replace(second.settings, batch_size=batch_size))
+        return replace(self, settings=settings, second=second)
 
     @property
     def rows(self) -> int:

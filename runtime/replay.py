@@ -34,7 +34,8 @@ from runtime.plan_arguments import SAMPLER_OPTIONS, read_plan
 from runtime.prompt_syntax import shortened
 from runtime.result import Result, image_path
 from runtime.source_image import opened, reading
-from runtime.text_to_image import TextToImage
+from runtime.text_to_image import MAX_SIDE, TextToImage
+from runtime.vae import LEAST_TILE, quarters
 
 SAME_DB = 50.0  # from here on two pictures differ by rounding alone
 MAX_METADATA = 2**20  # characters
@@ -54,6 +55,7 @@ class Carried:
         kind: Pillow's name of the file's format.
         bundle, bundle_sha256: the model's name, and its manifest's hash.
         low_memory: whether large pictures were decoded in tiles.
+        tile: latents of a tile, where another size was chosen for it.
         condition: prompts or label.
         settings: arguments of a pipeline's call.
         embeddings: the learned words in the prompts, as ``TextToImage.learned`` has them.
@@ -72,6 +74,7 @@ class Carried:
     plan_sha256: str | None
     image_sha256: str | None
     mask_sha256: str | None
+    tile: int | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +100,8 @@ def replay(arguments: argparse.Namespace) -> int:
     model = carried_bundle(carried.bundle) if arguments.model is None else arguments.model
     learned = embedding_settings(arguments)
     pipeline = load(model, arguments.provider, low_memory=carried.low_memory, embeddings=learned)
+    if carried.tile is not None and isinstance(pipeline, TextToImage):
+        pipeline.tiles = quarters(carried.tile)
     if arguments.model is None and pipeline.bundle.sha256 != carried.bundle_sha256:
         raise RequestError(
             f"{arguments.picture} was drawn by another {carried.bundle} than the one here (its manifest has another "
@@ -234,14 +239,15 @@ def understood(pixels: UInt8, kind: str, value: object, where: str) -> Carried:
     settings |= {name: fields.take(name, *kinds) for name, kinds in OF_MASK.items() if name in fields.left}
     embeddings = fields.objects("embeddings", embedding) if "embeddings" in fields.left else []
     if "class_label" in fields.left:
-        condition = fields.count("class_label", least=0)
+        condition, tile = fields.count("class_label", least=0), None
     else:
         text = {name: fields.take(name, str) for name in OF_TEXT[:2]}
         condition = text["prompt"]
         settings |= {"negative_prompt": text["negative_prompt"]}
         settings |= {name: fields.count(name, least=0) for name in OF_TEXT[2:]}
+        tile = fields.count("vae_tile", least=LEAST_TILE, most=MAX_SIDE) if "vae_tile" in fields.left else None
     fields.finish()
-    return Carried(pixels, kind, bundle, sha256, low_memory, condition, settings, embeddings, **given)
+    return Carried(pixels, kind, bundle, sha256, low_memory, condition, settings, embeddings, **given, tile=tile)
 
 
 def embedding(fields: Fields) -> dict[str, Any]:

@@ -8,6 +8,7 @@ manifest says.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import io
 import os
@@ -108,7 +109,19 @@ class Session:
             check_signature(self.path, "outputs", self._session.get_outputs(), graph.outputs)
         self.graph = graph
         self.inputs = {spec.name: spec for spec in graph.inputs}
+        self._keeps, self._first = True, self
         self._outputs = native_outputs(graph)
+
+    def for_the_last_time(self) -> Session:
+        """The same graph, whose evaluations end with their memory given back, until it is asked for again.
+
+        ONNX Runtime keeps what an evaluation has taken, for the next of the same shape: while the VAE decodes, the
+        U-Net would still hold all its feature maps. Memory that has been given back has to be fetched from the system
+        anew, which takes time; so that is for the evaluation after which another network has its turn.
+        """
+        last = copy.copy(self)
+        last._keeps, last._first = False, self  # whoever looks for it finds it as long as it is used
+        return last
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         """Evaluate the graph.
@@ -125,6 +138,8 @@ class Session:
         """
         inputs = adapted_inputs(self.graph, inputs)
         options = self._engine.RunOptions()
+        if not self._keeps and self.provider == "cpu":
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
             with stopped_by(lambda: setattr(options, "terminate", True)):
                 outputs = self._session.run(self._outputs, inputs, options)

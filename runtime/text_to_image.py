@@ -21,7 +21,7 @@ from runtime.errors import RequestError
 from runtime.image import UInt8, to_uint8
 from runtime.inpainting import Region, original_of, region_of, with_own_pixels
 from runtime.limits import MAX_IMAGES, check_whole
-from runtime.memory import check_request
+from runtime.memory import MemoryPlan
 from runtime.networks import Networks
 from runtime.pipeline import Pipeline, Request
 from runtime.preview import preview_latents
@@ -33,7 +33,7 @@ from runtime.second_pass import PIXELS, described, enlarge, second_pass, take_up
 from runtime.source import check_source, open_source
 from runtime.source_image import ImageInput, MaskInput
 from runtime.steps import Progress, Rows, of_all, of_images
-from runtime.vae import Tiling, decode, encode
+from runtime.vae import TILING, Tiling, decode, encode
 from runtime.variation import Noise, noise_of
 
 Float32 = npt.NDArray[np.float32]
@@ -138,20 +138,15 @@ class TextToImage(Pipeline):
         shape = self.latent_shape(width, height)
         return Recipe(chosen, shape, metadata, begin.image, begin.mask, paste_back, second)
 
-    def drawing(
+    def drawn(
         self,
         recipe: Recipe,
         conditions: Sequence[Mapping[str, Any]],
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> Rows[Result]:
-        """Draw an image for each prompt with its negative prompt, and for each seed, (B,) both.
-
-        Raises:
-            RequestError: there is too little memory, or a network's numbers are no longer finite.
-        """
-        made = recipe.metadata
-        check_request(self.bundle, self.networks, recipe, self.roles(recipe), len(seeds))
+        """Draw an image for each prompt with its negative prompt, and for each seed, (B,) both."""
+        made = recipe.metadata | self.told_of_tiles(recipe)
         region = region_of(recipe, self.bundle, self.encode_pixels)
         original = original_of(recipe, region, self.encode_pixels)
         groups = self.encode(conditions, made["clip_skip"], recipe.guided)
@@ -164,6 +159,17 @@ class TextToImage(Pipeline):
             sample[group.images] = yield from of_images(rows, group.images)
         images = with_own_pixels(self.decode(sample), recipe, self.bundle)
         return Result(images, sample, tuple(seeds), tuple(conditions), made)
+
+    def within(self, memory: MemoryPlan) -> TextToImage:
+        """As of any pipeline; the tokenizer is read once, for this request and those to come."""
+        _ = self.tokenizer
+        return super().within(memory)
+
+    def told_of_tiles(self, recipe: Recipe) -> dict[str, Any]:
+        """What a picture says of the tiles of its VAE, unless ``low_memory`` says it."""
+        usual = TILING if self.networks.low_memory else None
+        larger = self.tiles is not None and max(recipe.last_shape[1:]) > self.tiles.tile
+        return {"vae_tile": self.tiles.tile} if self.tiles is not None and larger and self.tiles != usual else {}
 
     def preview(self, pred_original_sample: Float32) -> UInt8 | None:
         """Latents (B, C, h, w) as images uint8 (B, h, w, 3) by the bundle's linear map, if it has one."""
@@ -213,7 +219,8 @@ class TextToImage(Pipeline):
 
     def encode(self, conditions: Sequence[Mapping[str, Any]], clip_skip: int, guided: bool = True) -> list[Group]:
         """What the U-Net is told of prompts and their negatives, see ``encode_prompts``."""
-        return encode_prompts(self.networks.session("text_encoder"), self.tokenizer, conditions, clip_skip, guided)
+        encoder = self.networks.session("text_encoder").for_the_last_time()
+        return encode_prompts(encoder, self.tokenizer, conditions, clip_skip, guided)
 
     def encode_pixels(self, sample: Float32) -> Float32:
         """An image of the size to be drawn, float32 (3, H, W), as the mean of its latents, float32 (C, h, w).
@@ -221,7 +228,7 @@ class TextToImage(Pipeline):
         Raises:
             RequestError: the encoder's numbers are not finite.
         """
-        encoder = self.networks.session("vae_encoder")
+        encoder = self.networks.session("vae_encoder").for_the_last_time()
         latents = self.latents
         encoded = encode(encoder, sample, latents.scaling_factor, latents.factor, self.tiles)
         if not np.isfinite(encoded).all():
@@ -238,6 +245,8 @@ class TextToImage(Pipeline):
         decoder = self.networks.session("vae_decoder")
         images = []
         for k, each in enumerate(latents):
+            if k == len(latents) - 1:
+                decoder = decoder.for_the_last_time()
             pixels = decode(decoder, each, self.latents.scaling_factor, self.latents.factor, self.tiles)
             if not np.isfinite(pixels).all():
                 remedy = self.another_vae("vae_decoder")

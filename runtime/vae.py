@@ -51,6 +51,13 @@ class Tiling:
 
 
 TILING = Tiling()
+# In smaller tiles the statistics of one have little to do with the picture's, see above.
+LEAST_TILE = 32
+
+
+def quarters(tile: int) -> Tiling:
+    """Tiles of a size that overlap by a quarter of it, as those of ``TILING`` do."""
+    return Tiling(tile, max(1, tile // 4))
 
 
 def decode(

@@ -133,6 +133,7 @@ VALUES: Mapping[str, Values] = {
     "sheet": OUTPUTS,
     "batch_size": values("1 2 32", [*WHOLE, "1000000"]),
     "provider": values("cpu auto", "tpu"),
+    "max_memory": values("3GB 900MB 0.5GiB 99999999", ["1MB", "3G", "0GB", "-1GB", "1e3MB", *WHOLE]),
     "threads": values("1 2", "0 -1 1025 999999999999999999999999999999"),
     "timeout": values("60 600", "0 -1 nan inf 1e300 1e-9 0.01"),
     "variant": values("fp32", "fp16 int8"),

@@ -337,8 +337,8 @@ def test_one_picture_of_a_batch_that_fails(text: Pipeline, tmp_path: Path, monke
 def test_a_size_that_memory_does_not_allow_fails_alone(
     text: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 2**28)
-    monkeypatch.setattr("runtime.memory.held_bytes", lambda: 0)
+    monkeypatch.setattr("runtime.memory_plan.available_bytes", lambda: 2**28)
+    monkeypatch.setattr("runtime.memory_plan.held_bytes", lambda: 0)
     report = run(text, tmp_path, '{"prompt": "red", "size": "2048x2048"}\n{"prompt": "red", "seed": 1}\n')
     assert report.drawn == 1
     assert "--ignore-memory" in str(report.failures[0].error)

@@ -93,15 +93,15 @@ def test_arrays_of_text(model: str) -> None:
 def test_too_little_memory_is_refused_unless_it_is_to_be_ignored(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 2**20)
-    monkeypatch.setattr("runtime.memory.held_bytes", lambda: 0)
+    monkeypatch.setattr("runtime.memory_plan.available_bytes", lambda: 2**20)
+    monkeypatch.setattr("runtime.memory_plan.held_bytes", lambda: 0)
     words = ["--model", model, "a red circle", "--steps", "2", "-o", "out.png"]
     assert main(words) == 2
     assert "--ignore-memory" in capsys.readouterr().err
     assert not Path("out.png").exists()
     assert main([*words, "--ignore-memory"]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 2**40)
+    monkeypatch.setattr("runtime.memory_plan.available_bytes", lambda: 2**40)
     assert main([*words, "--overwrite"]) == 0
 
 

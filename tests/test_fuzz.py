@@ -108,8 +108,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_machine(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_ANYWHERE_MODELS", str(inputs.parent / "models"))
     monkeypatch.setenv("DIFFUSION_ANYWHERE_CACHE", str(inputs.parent / "cache"))  # which a command may clear
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: FREE)
-    monkeypatch.setattr("runtime.memory.held_bytes", lambda: 0)
+    monkeypatch.setattr("runtime.memory_plan.available_bytes", lambda: FREE)
+    monkeypatch.setattr("runtime.memory_plan.held_bytes", lambda: 0)
 
 
 # --- command lines --------------------------------------------------------------------------------------------------

@@ -143,8 +143,8 @@ def test_step_by_step_it_is_the_same(text: TextToImage) -> None:
 
 
 def test_too_little_memory_for_the_larger_size(text: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.memory.held_bytes", lambda: 0)
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 2**20 * 600)
+    monkeypatch.setattr("runtime.memory_plan.held_bytes", lambda: 0)
+    monkeypatch.setattr("runtime.memory_plan.available_bytes", lambda: 2**20 * 600)
     text("red", num_inference_steps=1)
     with pytest.raises(RequestError, match="512x512, 1 at once, needs"):
         text("red", width=256, height=256, upscale=2)

@@ -75,7 +75,7 @@ def step(
     conditioning = Conditioning({"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond})
     networks = pipeline.networks
     unet = networks.session("unet")
-    return predict(unet, sample, timestep, conditioning, guidance_scale, pipeline.plan(), networks.low_memory)
+    return predict(unet, sample, timestep, conditioning, guidance_scale, pipeline.plan(), networks.in_turn)
 
 
 def decode(pipeline: Pipeline, latents: list[int], scaling_factor: float, seed: int) -> Float32:
