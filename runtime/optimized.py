@@ -9,8 +9,6 @@ What is saved depends on the processor and on the version of ONNX Runtime, so it
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import platform
 import warnings
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from runtime.available_memory import return_freed
 from runtime.bundle import Bundle, GraphVariant
 from runtime.engine import processor_features, processor_name
 from runtime.errors import BundleError, one_line
@@ -207,11 +206,5 @@ def save(cache: GraphCache, origin: Origin, open_one: Open) -> None:
     logger.info("optimising %s for this machine; the result is kept", origin.title)
     with cache.aside(origin.facts) as aside:
         open_one(origin.model, origin.path, Optimisation(save=aside / MODEL))  # the session ends here
-        trim_heap()
+        return_freed()
         cache.add(origin.facts, aside, origin.title)
-
-
-def trim_heap() -> None:
-    """Give back to the system what was freed; glibc would keep more than half of what a session held."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
