@@ -13,7 +13,8 @@ from runtime.benchmark.process import FIRST_STEP
 
 
 def main() -> int:
-    predict, said = pipeline.predict, False
+    names = vars(pipeline)  # where the loop looks up what it calls
+    predict, said = names["predict"], False
 
     def announced(*arguments: Any) -> Any:
         nonlocal said
@@ -22,7 +23,7 @@ def main() -> int:
             print(FIRST_STEP, file=sys.stderr, flush=True)
         return predict(*arguments)
 
-    pipeline.predict = announced
+    names["predict"] = announced
     return __main__.main(sys.argv[1:])
 
 
