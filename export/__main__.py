@@ -3,6 +3,7 @@
     python -m export ddpm CHECKPOINT --out models_onnx/NAME
     python -m export sd15 CHECKPOINT --out models_onnx/NAME [--precision fp16] [--vae FILE] [--lora FILE:0.8 ...]
     python -m export check BUNDLE
+    python -m export checkpoint BUNDLE --out FILE.safetensors
 
 Every error that a caller can mend is one line on standard error and exit status 2, and nothing is written.
 """
@@ -81,6 +82,9 @@ def parser() -> ArgumentParser:
     add_sd15(commands.add_parser("sd15", help="export a Stable Diffusion 1.x checkpoint, such as people share"))
     check = commands.add_parser("check", help="repeat a bundle's parity with PyTorch; needs no checkpoint")
     check.add_argument("bundle", type=Path)
+    back = commands.add_parser("checkpoint", help="write a Stable Diffusion bundle's weights as a checkpoint again")
+    back.add_argument("bundle", type=Path)
+    back.add_argument("--out", type=Path, required=True, help="the file, in the published layout; must not exist yet")
     return main
 
 
@@ -152,6 +156,10 @@ def run(arguments: argparse.Namespace) -> None:
         export_ddpm(arguments.checkpoint, arguments.out, arguments.licence, arguments.accept_parity)
     elif arguments.command == "sd15":
         run_sd15(arguments)
+    elif arguments.command == "checkpoint":
+        from export.checkpoint import write_checkpoint
+
+        write_checkpoint(arguments.bundle, arguments.out)
     else:
         from export.check import check_bundle
 

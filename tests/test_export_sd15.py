@@ -30,10 +30,12 @@ from random_weights import random_state
 from export.__main__ import main
 from export.restore import torch_module
 from export.sd15_graphs import modules
+from export.sd15_source import stated_by
 from export.staging import replacing
-from runtime.bundle import CONFORMANCE, MANIFEST, open_bundle
+from runtime.bundle import CONFORMANCE, MANIFEST, TextConditioning, open_bundle
 from runtime.check import read_conformance, replay
 from training.stable_diffusion.checkpoint import load_checkpoint
+from training.stable_diffusion.pocket.config import POCKET
 
 pytestmark = pytest.mark.slow  # an export traces four networks, which takes half a minute
 
@@ -143,6 +145,57 @@ def test_modules_come_back_bit_for_bit(bundle: Path) -> None:
         theirs = restored.state_dict()
         for name, tensor in original.state_dict().items():
             assert torch.equal(theirs[name], tensor), name
+
+
+# --- and back ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_becomes_its_checkpoint_again(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again" / "model.safetensors"
+    assert main(["checkpoint", str(bundle), "--out", str(out)]) == 0
+    again = load_checkpoint(out, config=text_samples.CONFIG)
+    for role, module in modules(again.text_encoder, again.unet, again.vae).items():
+        theirs = originals(bundle)[role].state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in module.state_dict().items()), role
+    first = out.read_bytes()
+    out.unlink()
+    assert main(["checkpoint", str(bundle), "--out", str(out)]) == 0
+    assert out.read_bytes() == first
+    assert [path.name for path in out.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_the_pocket_model_says_in_its_checkpoint_what_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    assert main(["checkpoint", str(ROOT / "models_onnx" / "pocket"), "--out", str(out)]) == 0
+    config, words = stated_by(out)
+    conditioning = open_bundle(ROOT / "models_onnx" / "pocket").conditioning
+    assert isinstance(conditioning, TextConditioning)
+    assert (config, words) == (POCKET, conditioning.known_words)
+
+
+@pytest.mark.parametrize(
+    ("bundle_name", "out", "message"),
+    [
+        ("pocket", "there.safetensors", "there.safetensors is there already; choose another --out"),
+        ("pocket", "model.ckpt", "model.ckpt does not end in .safetensors"),
+        ("mnist-paper", "new.safetensors", "is of the family class-conditional-ddpm; checkpoints are written of"),
+        ("none", "new.safetensors", "none"),
+    ],
+)
+def test_what_becomes_no_checkpoint_is_one_line(
+    bundle_name: str, out: str, message: str, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "there.safetensors").write_bytes(b"somebody's")
+    before = sorted(tmp_path.iterdir())
+    said = refusal(main, "checkpoint", ROOT / "models_onnx" / bundle_name, "--out", tmp_path / out)
+    assert message in said
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there.safetensors").read_bytes() == b"somebody's"
+
+
+def test_a_full_disk_leaves_no_checkpoint(bundle: Path, small_disk: Path, refusal: Callable[..., str]) -> None:
+    assert "cannot be written" in refusal(main, "checkpoint", bundle, "--out", small_disk / "model.safetensors")
+    assert list(small_disk.glob("*.safetensors*")) == []
 
 
 # --- the manifest ---------------------------------------------------------------------------------------------------
