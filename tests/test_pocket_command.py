@@ -34,6 +34,8 @@ ROOT = Path(__file__).parents[1]
         ),
         ("--seed -1", "seed is -1; it must be at least 0 and below 2^64"),
         ("--data nowhere", "nowhere holds neither"),
+        ("--from model.safetensors --resume", "--from is for the beginning of a run of text encoder and UNet"),
+        ("--from model.safetensors --stage vae", "--from is for the beginning of a run of text encoder and UNet"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -32,7 +32,7 @@ from training.stable_diffusion.pocket import tokens
 from training.stable_diffusion.pocket.ahead import Ahead
 from training.stable_diffusion.pocket.autoencoder import VAEStage, encode, patched, posterior, standardise, to_input
 from training.stable_diffusion.pocket.captions import known_words
-from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME, TEXT, VAE
+from training.stable_diffusion.pocket.checkpoint import STATE, STATE_NAME, TEXT, VAE, begin_with
 from training.stable_diffusion.pocket.command import STAGES
 from training.stable_diffusion.pocket.config import (
     POCKET,
@@ -239,6 +239,33 @@ def test_the_text_encoder_starts_as_it_has_learned_to_read(ready: Path, sources:
     started = trainer("diffusion", ready, sources).network.get_submodule("text_encoder").state_dict()
     assert started.keys() == learned.keys()
     assert all(torch.equal(started[name], learned[name]) for name in learned)
+
+
+def test_a_run_begins_with_the_networks_of_a_model(whole: Path, sources: Sources, tmp_path: Path) -> None:
+    begin_with(whole / "model.safetensors", CONFIG, tmp_path)
+    begun = trainer("diffusion", tmp_path, sources)
+    average = {
+        name.removeprefix("average.module."): tensor
+        for name, tensor in read(whole / "diffusion-state.safetensors", STATE)[0].items()
+    }
+    for name, tensor in begun.network.state_dict().items():
+        assert torch.equal(tensor, average[name]), name
+    ours, theirs = (read(folder / "vae.safetensors", VAE)[0] for folder in (tmp_path, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert begun.run()
+    (tmp_path / "unet.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="other images, or another VAE or text encoder"):
+        trainer("diffusion", tmp_path, sources)
+
+
+def test_a_model_of_other_sizes_is_no_beginning(whole: Path, tmp_path: Path) -> None:
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(TINY, vae=POCKET.vae))
+    with pytest.raises(CheckpointError, match=r"model.safetensors has other sizes \(vae"):
+        begin_with(whole / "model.safetensors", wider, tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        begin_with(tmp_path / "none.safetensors", CONFIG, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_latents_and_pictures_are_patched_at_the_same_places() -> None:

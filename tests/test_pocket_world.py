@@ -129,7 +129,7 @@ def test_things_are_where_their_scene_says(sources: Sources) -> None:
 
 def test_two_things_touch_at_most(sources: Sources) -> None:
     """At their largest, and moved towards each other, they share two lines of pixels, where their edges are."""
-    scene = Scene((Thing("bag", "red", None, "top"), Thing("coat", "blue", None, "bottom")), "white")
+    scene = Scene((Thing("bag", "red", None, "top"), Thing("pullover", "blue", None, "bottom")), "white")
     for seed in range(50):
         pixels = render(scene, sources, np.random.default_rng(seed)).pixels.astype(int)
         red, blue = pixels[..., 0] - pixels[..., 2] > 90, pixels[..., 2] - pixels[..., 0] > 90
@@ -180,8 +180,6 @@ KIND_WORDS = {
     "sweater": "pullover",
     "jumper": "pullover",
     "dress": "dress",
-    "coat": "coat",
-    "jacket": "coat",
     "sandal": "sandal",
     "sneaker": "sneaker",
     "trainer": "sneaker",

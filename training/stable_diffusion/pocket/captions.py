@@ -24,7 +24,6 @@ NOUNS = {
     "trousers": (("", "trousers"), ("", "trousers"), ("a pair of", "trousers"), ("", "pants")),
     "pullover": (("a", "pullover"), ("a", "pullover"), ("a", "sweater"), ("a", "jumper")),
     "dress": (("a", "dress"),),
-    "coat": (("a", "coat"), ("a", "coat"), ("a", "jacket")),
     "sandal": (("a", "sandal"),),
     "sneaker": (("a", "sneaker"), ("a", "sneaker"), ("a", "trainer")),
     "bag": (("a", "bag"), ("a", "bag"), ("a", "handbag")),

@@ -17,7 +17,14 @@ from training import atomic, data, precision
 from training.arguments import ArgumentParser
 from training.errors import OutputError, TrainingError
 from training.stable_diffusion.pocket.autoencoder import VAEStage
-from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME, MODEL_NAME, STATE_NAME, TEXT_NAME, VAE_NAME
+from training.stable_diffusion.pocket.checkpoint import (
+    JUDGE_NAME,
+    MODEL_NAME,
+    STATE_NAME,
+    TEXT_NAME,
+    VAE_NAME,
+    begin_with,
+)
 from training.stable_diffusion.pocket.config import PRESETS, TrainConfig
 from training.stable_diffusion.pocket.diffusion import DiffusionStage
 from training.stable_diffusion.pocket.judge import JudgeStage
@@ -50,6 +57,13 @@ def parser() -> ArgumentParser:
     command.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
     command.add_argument("--out", type=Path, help="folder of the run; without it runs/PRESET")
     command.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    command.add_argument(
+        "--from",
+        dest="model",
+        type=Path,
+        metavar="FILE",
+        help="begin with the networks of this model.safetensors: its VAE stays, text encoder and UNet learn on",
+    )
     command.add_argument(
         "--stage",
         choices=("all", *STAGES),
@@ -105,10 +119,16 @@ def main(argv: list[str]) -> int:
         preview_every=60 * arguments.sample_minutes,
         progress=sys.stderr.isatty(),
     )
+    if arguments.model and (arguments.resume or arguments.stage not in ("all", "diffusion")):
+        raise TrainingError(
+            "--from is for the beginning of a run of text encoder and UNet; leave out --resume and --stage"
+        )
     refuse_to_overwrite(run, arguments.stage)
     sources = Sources.load("train", arguments.data)
     atomic.make_folder(run.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.model:
+        begin_with(arguments.model, config, run.folder)
     for name in stages(arguments.stage):
         stage, file = STAGES[name]
         if name in ("vae", "text") and (run.folder / file).exists():  # as a run that is resumed finds it

@@ -68,12 +68,19 @@ class DiffusionStage:
         torch.manual_seed(config.seed)
         self.network = Denoiser(config.model)
         checkpoint.load_text_encoder(text_file, self.network, config)
-        initialise_unet(self.network)
+        start = folder / checkpoint.UNET_NAME
+        if start.exists():
+            checkpoint.load_unet(start, self.network, config)
+        else:
+            initialise_unet(self.network)
         self.shares = {"text_encoder.": config.diffusion.text_rate}
-        learned = f"{sources.sha256} {file_sha256(vae_file)} {file_sha256(text_file)}"
+        files = [file for file in (vae_file, text_file, start) if file.exists()]
+        learned = " ".join([sources.sha256, *map(file_sha256, files)])
         self.inputs = hashlib.sha256(learned.encode()).hexdigest()
-        size = config.diffusion.block_size
-        self.drawn = Ahead(lambda index: draw_scenes(sources, config.seed, "diffusion", index, size))
+        size, pairs = config.diffusion.block_size, config.diffusion.share_of_pairs
+        self.drawn = Ahead(
+            lambda index: draw_scenes(sources, config.seed, "diffusion", index, size, share_of_pairs=pairs)
+        )
         self.blocks: dict[int, Block] = {}
 
     def sections(self, config: TrainConfig) -> tuple[DiffusionTraining, StableDiffusionConfig]:

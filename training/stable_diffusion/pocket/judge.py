@@ -9,6 +9,7 @@ Shapes: B batch, H = W = 64 pixels, K classes of a head.
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import training.checkpoint
+from training import configuration
 from training.arrays import UInt8
 from training.classifier.model import Stage as Block
 from training.precision import autocast
@@ -110,13 +112,22 @@ class JudgeStage:
             training.checkpoint.write(self.file, checkpoint.JUDGE, dict(average.state_dict()), metadata)
 
 
+def own_config(text: str) -> JudgeTraining:
+    """The judge's part of a ``TrainConfig`` in JSON; the others may be of another version.
+
+    Raises:
+        ValueError, KeyError, TypeError: there is none.
+    """
+    return configuration.build(JudgeTraining, json.loads(text)["judge"])
+
+
 def load_judge(path: Path) -> Judge:
-    """Open a judge.
+    """Open a judge, whose file says of how all is trained; only what is its own counts here.
 
     Raises:
         CheckpointError: not there, damaged, of another kind, or its tensors do not fit its configuration.
     """
     judge, _, _ = training.checkpoint.open_model(
-        path, checkpoint.JUDGE, TrainConfig.from_json, lambda config: Judge(config.judge.network)
+        path, checkpoint.JUDGE, own_config, lambda config: Judge(config.network)
     )
     return judge

@@ -15,7 +15,7 @@ from training.evaluate.command import REPORT
 from training.paths import file_sha256
 from training.randomness import array_generator
 from training.stable_diffusion.pocket.captions import known_words
-from training.stable_diffusion.pocket.checkpoint import JUDGE_NAME
+from training.stable_diffusion.pocket.checkpoint import SHIPPED_JUDGE
 from training.stable_diffusion.pocket.evaluation.drawing import Drawer
 from training.stable_diffusion.pocket.evaluation.images import rebuild, recolour
 from training.stable_diffusion.pocket.evaluation.negatives import run_trials
@@ -38,7 +38,9 @@ def parser() -> ArgumentParser:
     )
     evaluate.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     evaluate.add_argument("--data", type=Path, help=f"folder with the data sets; else ${data.DATA_VARIABLE}")
-    evaluate.add_argument("--classifier", type=Path, default=Path("runs/pocket") / JUDGE_NAME)
+    evaluate.add_argument(
+        "--classifier", type=Path, default=SHIPPED_JUDGE, help="the judge; else the one that comes along"
+    )
     evaluate.add_argument("--count", type=int, default=COUNT, help="sentences")
     evaluate.add_argument("--steps", type=int, default=STEPS, help="of the sampler")
     evaluate.add_argument("--sampler", help="its name; without it the bundle's")
@@ -67,10 +69,10 @@ def check_world(bundle: Path) -> None:
     """Only a model of this world can be judged by its sentences.
 
     Raises:
-        TrainingError: the bundle's model was trained with other words, or with no list of them.
+        TrainingError: the bundle's model does not know all words of its sentences, or has no list of them.
     """
     known = json.loads((bundle / "manifest.json").read_bytes())["conditioning"].get("known_words")
-    if known != list(known_words()):
+    if not (isinstance(known, list) and {*known_words()} <= {*known}):
         raise TrainingError(f"{bundle} is no bundle of the pocket model, whose sentences are what is judged here")
 
 
