@@ -337,7 +337,9 @@ def test_scaling_prints_what_grows(text_model: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.fixture
-def interrupted(text_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def interrupted(
+    text_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:  # capsys, so that the test can read what is printed here
     """The words of a command that was interrupted, by Ctrl-C, in its second round of three."""
     log = tmp_path / "log"
     ends = f"len(open({str(log)!r}).read().split()) == 4 and (os.kill(os.getppid(), {signal.SIGINT:d}), time.sleep(60))"

@@ -134,7 +134,8 @@ def measure(
             try:
                 draw_all(name, commands[name], request, number, rounds, limit_seconds, figures, reference)
             except EngineError as error:
-                message = f"{name} ({shlex.join(commands[name])[:300]}) {error}"
+                command = " ".join(shlex.join(commands[name]).split())[:300]  # on one line
+                message = f"{name} ({command}) {error}"
                 if name == OURS:
                     raise EngineError(message) from error
                 figures.fail(name, None, message)
