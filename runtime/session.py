@@ -109,7 +109,8 @@ class Session:
             check_signature(self.path, "outputs", self._session.get_outputs(), graph.outputs)
         self.graph = graph
         self.inputs = {spec.name: spec for spec in graph.inputs}
-        self._keeps, self._first = True, self
+        self._keeps = True
+        self._first: Session | None = None  # not itself: a cycle would keep gigabytes until it is collected
         self._outputs = native_outputs(graph)
 
     def for_the_last_time(self) -> Session:
