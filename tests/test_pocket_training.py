@@ -260,8 +260,9 @@ def test_a_run_begins_with_the_networks_of_a_model(whole: Path, sources: Sources
 
 
 def test_a_model_of_other_sizes_is_no_beginning(whole: Path, tmp_path: Path) -> None:
-    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(TINY, vae=POCKET.vae))
-    with pytest.raises(CheckpointError, match=r"model.safetensors has other sizes \(vae"):
+    vae = dataclasses.replace(TINY.vae, block_out_channels=(4, 8, 8))
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(TINY, vae=vae))
+    with pytest.raises(CheckpointError, match=r"block_out_channels \(4, 4, 8\) there and \(4, 8, 8\) here"):
         begin_with(whole / "model.safetensors", wider, tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         begin_with(tmp_path / "none.safetensors", CONFIG, tmp_path)
