@@ -333,10 +333,10 @@ def check_mended(bundle: Bundle, cache: GraphCache, entry: Path, logged: list[st
 
 
 @pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     caplog.set_level(logging.INFO, "runtime")
-    caplog.handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: lines.append(record.getMessage()))
     return lines
 
 
