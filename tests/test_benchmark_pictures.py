@@ -119,7 +119,7 @@ def test_ctrl_c_ends_the_program(tmp_path: Path) -> None:
 def test_pictures_are_timed_from_outside(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "figures.json"
     options = ["--pictures", "--size", SIZE, "--rounds", "2", "--steps", "1,5", "--json", str(figures)]
-    peers = {"slow": fake(seconds=0.5), "broken": fake(begin="sys.exit('error: no weights')"), "none": "true"}
+    peers = {"slow": fake(200, seconds=0.5), "broken": fake(begin="sys.exit('error: no weights')"), "none": "true"}
     for name, command in peers.items():
         options += ["--peer", f"{name}={command}"]
     assert main(["benchmark", model, "--prompt", "a red circle", *options]) == 2
