@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from runtime.bundle import Bundle, GraphVariant, Latents, TextConditioning
+from runtime.optimized import graph_bytes
 from runtime.session import MAX_MODEL_BYTES
 from runtime.vae import Tiling, spans
 
@@ -207,7 +208,7 @@ def estimate(bundle: Bundle, demand: Demand, memory: MemoryPlan) -> Estimate:
 
 def weight_bytes(bundle: Bundle, graph: GraphVariant) -> int:
     """Of a graph's weights where it runs: those that are stored in half precision are widened when it is loaded."""
-    size = sum(file.size for file in (graph.file, *graph.external_data))
+    size = graph_bytes(graph)
     training = bundle.provenance.get("training")
     halved: bool = isinstance(training, Mapping) and training.get("half_weights") is True
     halved = halved or any(variants.get("fp16") is graph for variants in bundle.graphs.values())

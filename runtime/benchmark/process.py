@@ -117,6 +117,7 @@ def peak(maxrss: int, seen: int) -> int:
 
 
 def how_it_ended(status: int, last_words: str) -> str:
+    """In words: the signal that killed a program, or its status and its last words."""
     if status < 0:
         memory = ", as happens when there is no memory left" if status == -9 else ""
         return f"was killed by signal {-status}{memory}"

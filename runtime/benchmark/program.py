@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from runtime.benchmark.process import how_it_ended
 from runtime.errors import EngineError
 
 
@@ -146,12 +147,9 @@ class Program:
     def how_it_ended(self) -> str:
         """In words: its status and its last words, or the signal that killed it."""
         status = self.process.wait()
-        if status < 0:
-            memory = ", as happens when there is no memory left" if status == -9 else ""
-            return f"was killed by signal {-status}{memory}"
         self.errors.seek(0)
         words = [line.strip() for line in self.errors if line.strip()]
-        return f"ended with status {status}{': ' if words else ''}{words[-1][:300] if words else ''}"
+        return how_it_ended(status, words[-1][:300] if words else "")
 
     def end(self) -> None:
         self.process.kill()
