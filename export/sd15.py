@@ -228,8 +228,9 @@ def add_cases(
     latents = source.model.config.vae.latent_channels
     conformance.add_bits()
     conformance.add_noise((latents, CONFORMANCE_SIDE, CONFORMANCE_SIDE))
-    for sampler in defaults.samplers:
-        key = f"{sampler}-{at_most(10, noise_schedule(source.model.config.scheduler))}"
+    schedule = noise_schedule(source.model.config.scheduler)
+    for sampler in defaults.samplers(schedule):
+        key = f"{sampler}-{at_most(10, schedule)}"
         conformance.add_plan(key, plans[key])
     add_tokens(conformance, source.tokenizer, source.model.config.text_encoder.max_position_embeddings)
     if precision == "fp32" and not source.model.inpainting:

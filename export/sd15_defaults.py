@@ -28,10 +28,9 @@ class Defaults:
     num_inference_steps: int
     guidance_scale: float
 
-    @property
-    def samplers(self) -> tuple[str, ...]:
+    def samplers(self, schedule: NoiseSchedule) -> tuple[str, ...]:
         """Those whose plans come with the bundle, the default first."""
-        return tuple(dict.fromkeys((self.sampler, *OTHERS)))
+        return tuple(dict.fromkeys((self.sampler, usual_sampler(schedule), *OTHERS)))
 
     def plans(self, schedule: NoiseSchedule) -> dict[str, Plan]:
         """The plans, by name.
@@ -40,7 +39,13 @@ class Defaults:
             RequestError: the schedule does not allow one of them.
         """
         steps = self.num_inference_steps
-        return {name: plan for each in self.samplers for name, plan in default_plans(schedule, each, steps).items()}
+        samplers = self.samplers(schedule)
+        return {name: plan for each in samplers for name, plan in default_plans(schedule, each, steps).items()}
+
+
+def usual_sampler(schedule: NoiseSchedule) -> str:
+    """The default where none is named; where another is, its plans come along all the same."""
+    return SAMPLER_WITHOUT_SIGNAL if schedule.alphas_cumprod[-1] == 0 else SAMPLER
 
 
 def at_most(steps: int, schedule: NoiseSchedule) -> int:
@@ -80,7 +85,7 @@ def choose_defaults(
     """
     check_choice(sampler, steps, guidance_scale)
     if sampler is None:
-        sampler = SAMPLER_WITHOUT_SIGNAL if schedule.alphas_cumprod[-1] == 0 else SAMPLER
+        sampler = usual_sampler(schedule)
     name, implied = find_sampler(sampler)
     most = at_most(schedule.num_train_timesteps, schedule)
     if steps is not None and steps > most:

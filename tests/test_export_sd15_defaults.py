@@ -33,9 +33,9 @@ def test_what_a_bundle_draws_with_unless_told_otherwise() -> None:
     assert choose_defaults(schedule) == Defaults("dpmpp_2m_karras", 20, 7.5)
     assert choose_defaults(schedule, "DPM++ 3M exponential", 30, 4) == Defaults("dpmpp_3m_exponential", 30, 4.0)
     own = choose_defaults(schedule, "k_euler_a", 7)
-    assert own.samplers == ("euler_ancestral", "ddim", "pndm")
+    assert own.samplers(schedule) == ("euler_ancestral", "dpmpp_2m_karras", "ddim", "pndm")
     assert own.plans(schedule)["euler_ancestral-7"].to_json() == compile_plan(schedule, "euler_ancestral", 7).to_json()
-    assert choose_defaults(schedule, "ddim").samplers == ("ddim", "pndm")
+    assert choose_defaults(schedule, "ddim").samplers(schedule) == ("ddim", "dpmpp_2m_karras", "pndm")
     assert choose_defaults(schedule, "lcm").num_inference_steps == 4
 
 
