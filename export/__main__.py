@@ -108,11 +108,11 @@ def add_sd15(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--engines",
-        nargs="+",
+        nargs="*",
         choices=("cpu", "cuda"),
         metavar="ENGINE",
-        default=(),
-        help="variants with operators of ONNX Runtime's own beside the portable graphs: cpu (fp32), cuda (fp16)",
+        help="variants with operators of ONNX Runtime's own beside the portable graphs: cpu (fp32), cuda (fp16); none "
+        "with no name (default: cpu, for graphs above 64 MB)",
     )
     command.add_argument("--vae", type=Path, metavar="FILE", help="a file or folder whose VAE replaces the own one")
     command.add_argument(

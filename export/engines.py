@@ -41,13 +41,13 @@ ENGINES = {
 }
 
 
-def check_engines(engines: Sequence[str], precision: str) -> None:
+def check_engines(engines: Sequence[str] | None, precision: str) -> None:
     """See that there are such engines, and that each has use for the precision.
 
     Raises:
         ExportError: one is unknown, or computes in another precision.
     """
-    for name in engines:
+    for name in engines or ():
         if name not in ENGINES:
             raise ExportError(f"engine {name!r} is unknown; choose among {', '.join(ENGINES)}")
         if ENGINES[name].precision != precision:
@@ -56,6 +56,20 @@ def check_engines(engines: Sequence[str], precision: str) -> None:
                 f"the variant for {name} is made of {wanted} graphs, and these are {precision}; "
                 f"export with --precision {wanted}, or leave {name} out of --engines"
             )
+
+
+def chosen_engines(engines: Sequence[str] | None, traced: TracedGraph, precision: str) -> list[str]:
+    """The engines that a graph gets variants for.
+
+    Args:
+        engines: those that were asked for, in every graph. None is the CPU where weights lie beside the graph: a
+            variant with weights inside would hold them again.
+        traced: the portable graph.
+        precision: its precision.
+    """
+    if engines is None:
+        engines = ["cpu"] if traced.external_data else []
+    return [name for name in engines if ENGINES[name].precision == precision]
 
 
 def write_variant(traced: TracedGraph, engine: str) -> TracedGraph | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from export.bundle import describe_file
 from export.conformance import HOST_MARGIN, Array, Conformance, question
-from export.engines import ENGINES, write_variant
+from export.engines import ENGINES, chosen_engines, write_variant
 from export.graphs import GraphSpec
 from export.half import write_half
 from export.half_weights import store_half
@@ -34,7 +34,8 @@ class GraphWriter:
             None where nothing does.
         report: is called with a line for people at each stage.
         half_weights: store weights in float16 and compute in float32; they are rounded already.
-        engines: what variants are made for beside the portable ones (``export.engines``).
+        engines: what variants are made for beside the portable ones (``export.engines``); None is the CPU where weights
+            lie beside the graph.
     """
 
     folder: Path
@@ -43,7 +44,7 @@ class GraphWriter:
     option: str | None
     report: Callable[[str], None]
     half_weights: bool = False
-    engines: Sequence[str] = ()
+    engines: Sequence[str] | None = None
 
     def write(self, spec: GraphSpec, samples: Sequence[Mapping[str, Array]] = ()) -> dict[str, dict[str, Any]]:
         """Write a graph and hold it against PyTorch.
@@ -107,7 +108,7 @@ class GraphWriter:
     ) -> dict[str, dict[str, Any]]:
         """Write a graph's variants for engines and hold each against PyTorch, as the portable one was."""
         variants = {}
-        for name in (engine for engine in self.engines if ENGINES[engine].precision == precision):
+        for name in chosen_engines(self.engines, traced, precision):
             begun, variant = time.monotonic(), f"{precision}-{name}"
             made = write_variant(traced, name)
             if made is None:

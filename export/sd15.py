@@ -91,7 +91,7 @@ def export_sd15(
     *,
     precision: str = "fp32",
     half_weights: bool = False,
-    engines: Sequence[str] = (),
+    engines: Sequence[str] | None = None,
     vae: Path | None = None,
     loras: Sequence[LoraFile] = (),
     use_ema: bool = False,
@@ -114,7 +114,8 @@ def export_sd15(
             at the very end.
         precision: "fp32" or "fp16", of weights and arithmetic.
         half_weights: with "fp32", round the weights to float16 and store them so.
-        engines: "cpu" (with "fp32"), "cuda" (with "fp16"): what graphs get variants for, beside the portable ones.
+        engines: "cpu" (with "fp32"), "cuda" (with "fp16"): what graphs get variants for, beside the portable ones. None
+            is the CPU, for graphs whose weights lie in a file of their own; an empty list is none.
         vae: a file or folder whose VAE replaces the checkpoint's.
         loras: are merged into text encoder and UNet.
         use_ema: of a single file with two sets of UNet weights, take the averaged ones.
@@ -187,7 +188,7 @@ def write_bundle(
     name: str,
     precision: str,
     half_weights: bool,
-    engines: Sequence[str],
+    engines: Sequence[str] | None,
     defaults: Defaults,
     accepted: Mapping[str, float],
     report: Callable[[str], None],

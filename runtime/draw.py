@@ -79,7 +79,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--threads", type=int, help="threads inside an operator (default: one for each core)")
     group.add_argument(
-        "--low-memory", action="store_true", help="hold one network at a time, decode large pictures in tiles; slower"
+        "--low-memory",
+        action="store_true",
+        help="one network at a time for lists, too, guidance in turn, large pictures in tiles; slower",
     )
     group.add_argument("--max-memory", metavar="SIZE", help=MAX_MEMORY)
     group.add_argument(
@@ -186,7 +188,13 @@ def draw(arguments: argparse.Namespace) -> int:
             arguments.cache,
             arguments.max_memory,
         )
+        pipeline.networks.one_network |= needs_none_twice(arguments)
         return draw_words(arguments, pipeline) if arguments.prompts is None else draw_prompts(arguments, pipeline)
+
+
+def needs_none_twice(arguments: argparse.Namespace) -> bool:
+    """Whether each network has its turn and is done: then it makes room for the next, and no time is lost."""
+    return arguments.prompts is None and frames_flag(arguments) is None and not arguments.upscale
 
 
 def draw_words(arguments: argparse.Namespace, pipeline: Pipeline) -> int:

@@ -1,26 +1,28 @@
 """How much memory a request needs, so that it can be planned, and what cannot end well is refused before it begins.
 
 The terms are fitted to full-size Stable Diffusion 1.5 in float32, ONNX Runtime 1.32 on the CPU, weights as external
-data, each in a process of its own. Peaks of anonymous memory in MiB:
+data that are mapped, each in a process of its own. Most resident memory beside what the process held before, mapped
+files included, in MiB; of graphs whose attention is fused ("fp32-cpu") and of portable ones:
 
-    ===========  ====  =========  ========  =========
-    network      rows  pixels     measured  estimated
-    ===========  ====  =========  ========  =========
-    unet         1     256 x 256  3,503     3,540
-    unet         2     256 x 256  3,610     3,656
-    unet         1     384 x 640  4,427     4,518
-    unet         1     512 x 512  4,559     4,655
-    unet         2     512 x 512  5,830     5,885
-    vae_decoder  1     256 x 256  621       691
-    vae_decoder  1     512 x 512  1,928     2,053
-    ===========  ====  =========  ========  =========
+    ===========  ====  =========  =====  =========  ========  =========
+    network      rows  pixels     fused  estimated  portable  estimated
+    ===========  ====  =========  =====  =========  ========  =========
+    unet         1     256 x 256  3,340  3,426      3,387     3,509
+    unet         2     256 x 256  3,377  3,458      3,468     3,625
+    unet         1     512 x 512  3,452  3,522      4,422     4,624
+    unet         2     512 x 512  3,602  3,650      5,538     5,854
+    unet         2     768 x 512  3,681  3,778      –         –
+    vae_encoder  1     512 x 512  547    645        547       773
+    vae_encoder  1     768 x 512  852    879        –         –
+    vae_decoder  1     256 x 256  466    709        466       717
+    vae_decoder  1     512 x 512  1,260  1,263      1,260     1,391
+    vae_decoder  1     768 x 512  1,420  1,632      –         –
+    ===========  ====  =========  =====  =========  ========  =========
 
 Of a U-Net of pixels 64 rows of 28 x 28 took 55 MiB more (weights of 1.7 MB) and 104 (6.7 MB), where 56 and 111 are
 estimated.
 
-So far these are of anonymous memory, of portable graphs, and of one machine; ``tests/full_size_memory.py`` measures all
-of it again, files that are mapped included, and prints what the constants should be. Of graphs whose attention an
-engine has fused it is supposed that they need what the others do but for the scores.
+``tests/full_size_memory.py`` measures all of it again, and prints what the constants should be.
 
 Where there is a limit (``max_memory``) the estimate is planned with, see ``runtime.memory_plan``. Where there is none,
 a request is refused only if it needs far more than there is, and a warning is given where it may just not fit;
@@ -82,16 +84,15 @@ class Cost:
         return self.pair * latents**2
 
 
-# By role
-# scores and their softmax in each of 8 heads, those of a VAE in its one head. Of the VAE's encoder it is supposed that
-# it needs what the decoder does, whose feature maps are the same and more.
+# By role. Where attention is not fused the scores and their softmax are there in each of 8 heads, and in a VAE's one. A
+# U-Net of pixels, which has no fused graph, needs more for each place than one of latents.
 PORTABLE = {
     "text_encoder": Cost(1.12, 1.0, 0.14, 0.0),
-    "unet": Cost(1.12, 1.0, 0.02, 0.9, 2 * 8 * FLOAT),
-    "vae_encoder": Cost(1.12, 1.0, 0.0, 0.47, 2 * FLOAT),
-    "vae_decoder": Cost(1.12, 1.0, 0.0, 0.47, 2 * FLOAT),
+    "unet": Cost(1.01, 1.01, 0.02, 0.9, 2 * 8 * FLOAT),
+    "vae_encoder": Cost(1.17, 0.98, 0.26, 0.16, 2 * FLOAT),
+    "vae_decoder": Cost(1.02, 0.99, 1.7, 0.21, 2 * FLOAT),
 }
-FUSED = {role: replace(cost, pair=0) for role, cost in PORTABLE.items()}
+FUSED = {role: replace(cost, pair=0) for role, cost in PORTABLE.items()} | {"unet": Cost(1.01, 1.01, 0.02, 0.56)}
 
 
 @dataclass(frozen=True)

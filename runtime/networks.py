@@ -38,7 +38,8 @@ class Networks:
 
     Attributes:
         low_memory: whether both of the next two were asked for.
-        one_network: whether a graph is dropped before another is loaded.
+        one_network: whether a graph is dropped before another is loaded. Whoever knows that no request follows may set
+            it: within one request every network has its turn once.
         in_turn: whether the halves of guidance take turns.
         max_memory: bytes that the process may take in all, for which each request is planned; None for no limit.
         process: bytes that it held before any network; 0 where there is no limit to keep.

@@ -165,6 +165,8 @@ def fitted(bundle: Bundle, graph: GraphVariant, made: dict[Point, Measured]) -> 
         return [ACTIVATIONS[role](cost, weights, bundle, *each) for each in zip(demands, plans, strict=True)]
 
     terms = np.stack([np.ones(len(made)) * weights, taken(Cost(0, 0, 0, 1)), taken(Cost(0, 0, 0, 0, 1))], axis=1)
+    if graph.providers == CPU_ONLY:  # fused attention holds no scores, and chance must not look like them
+        terms[:, 2] = 0
     scale = terms.max(axis=0).clip(1)
     numbers, _ = nnls(terms / scale, evaluated.clip(0))
     fixed, place, pair = numbers / scale

@@ -17,6 +17,8 @@ from PIL import Image
 
 from runtime import load
 from runtime.__main__ import main
+from runtime.networks import Networks
+from runtime.session import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +52,33 @@ def test_two_pictures_with_everything_said(model: str, capsys: pytest.CaptureFix
     said = "out-1.png to out-2.png: 2 of tiny-text, ddim 5 steps, guidance scale 7.5, seed 7 (philox)"
     assert said in captured.out
     assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (["a red circle"], 0),
+        (["a red circle", "--count", "2", "--batch-size", "1"], 0),
+        (["a red circle", "--upscale", "2"], 2),
+        (["--prompts", "list.txt"], 2),
+    ],
+)
+def test_networks_that_are_not_needed_again_make_room(
+    model: str, monkeypatch: pytest.MonkeyPatch, words: list[str], most: int
+) -> None:
+    """One request asks each in its turn; a second pass and a list ask for some again."""
+    Path("list.txt").write_text("a red circle\na blue square\n")
+    beside: list[int] = []
+    load_one = Networks._load
+
+    def counted(networks: Networks, role: str) -> Session:
+        beside.append(len(networks._sessions))
+        return load_one(networks, role)
+
+    monkeypatch.setattr(Networks, "_load", counted)
+    assert main(["--model", model, *words, "--steps", "4", "-o", "out" if "--prompts" in words else "out.png"]) == 0
+    assert max(beside) == most
+    assert len(beside) == 3
 
 
 def test_flags_of_the_sampler_reach_the_plan(model: str) -> None:

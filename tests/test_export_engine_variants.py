@@ -27,7 +27,7 @@ from random_weights import SMALLEST, random_state
 from export import graph_writer
 from export.__main__ import main
 from export.check import check_bundle
-from export.engines import ENGINES, write_variant
+from export.engines import ENGINES, chosen_engines, write_variant
 from export.errors import ExportError
 from export.expansions import expand
 from export.fusions import CPU_FUSIONS, fuse
@@ -264,6 +264,16 @@ def test_a_row_is_the_same_in_any_batch(tmp_path: Path, role: str) -> None:
         np.testing.assert_array_equal(session.run(None, alone)[0][0], rows[index])
 
 
+def test_variants_are_made_where_weights_lie_beside_the_graph_or_where_they_are_asked_for(tmp_path: Path) -> None:
+    inside, beside = TracedGraph(tmp_path / "a", None, [], [], {}), TracedGraph(tmp_path / "a", tmp_path, [], [], {})
+    assert chosen_engines(None, inside, "fp32") == []
+    assert chosen_engines(None, beside, "fp32") == ["cpu"]
+    assert chosen_engines(None, beside, "fp16") == []
+    assert chosen_engines([], beside, "fp32") == []
+    assert chosen_engines(["cpu"], inside, "fp32") == ["cpu"]
+    assert chosen_engines(["cuda"], inside, "fp16") == ["cuda"]
+
+
 def test_an_engine_with_no_use_for_the_precision_is_refused(tmp_path: Path, refusal: Callable[..., str]) -> None:
     arguments = "sd15", tmp_path / "missing.safetensors", "--out", tmp_path / "made"
     assert "made of fp16 graphs, and these are fp32; export with --precision fp16" in refusal(
@@ -291,7 +301,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export_sd15(
             folder / "model.safetensors",
             folder / "engines",
-            engines=["cpu"],
             config=text_samples.CONFIG,
             tokenizer=folder / "tokenizer.json",
             licence="none",

@@ -34,9 +34,10 @@ def test_it_is_made_in_bounded_memory() -> None:
         assert any(line.startswith(f"{role} fp32: ") for line in made.lines)
 
 
+@pytest.mark.parametrize("variant", ["fp32", "fp32-cpu"])
 @pytest.mark.parametrize("role", BOUNDS)
-def test_graphs_are_pytorchs_at_every_promised_size(manifest: dict[str, Any], role: str) -> None:
-    parity = manifest["graphs"][role]["fp32"]["parity"]
+def test_graphs_are_pytorchs_at_every_promised_size(manifest: dict[str, Any], role: str, variant: str) -> None:
+    parity = manifest["graphs"][role][variant]["parity"]
     assert parity["max_abs_diff"] <= BOUNDS[role] * parity["max_abs_reference"] + BOUNDS[role]
     assert {1, 2} <= {sizes["batch"] for sizes in parity["sizes"]}
     factor = 8 if role == "vae_encoder" else 1
@@ -51,6 +52,9 @@ def test_weights_lie_beside_large_graphs(manifest: dict[str, Any]) -> None:
         assert graph["size"] < 5e6
         (external,) = graph["external_data"]
         assert 0.9 * most < external["size"] < most
+        variant = manifest["graphs"][role]["fp32-cpu"]
+        assert variant["external_data"] == [external]
+        assert variant["size"] < graph["size"]
     assert len(manifest["graphs"]["unet"]["fp32"]["initializers"]) == 686
 
 

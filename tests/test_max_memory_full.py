@@ -21,15 +21,16 @@ from runtime.networks import Networks
 
 pytestmark = pytest.mark.full
 
-PROCESS = 128 * MIB  # of the command before it loads a network
+PROCESS = 128 * MIB  # before a network is loaded
 SIZE = 512
-MEASURED = """
+MEASURED = f"""
 import re, sys
 from pathlib import Path
-from runtime.__main__ import main
-status = main(sys.argv[1:])
+from runtime import load
+model, limit, output = sys.argv[1:]
+result = load(model, "cpu", max_memory=int(limit))("a cat", width={SIZE}, height={SIZE}, num_inference_steps=1, seed=1)
+result.save(output)
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-sys.exit(status)
 """
 
 
@@ -51,15 +52,16 @@ def least() -> int:
 
 
 def peak_of(limit: int, output: Path) -> int:
-    """Bytes that the command took at most, which has drawn the picture."""
-    words = ["--model", str(full_size_bundle.exported_bundle()), "a cat", "--size", f"{SIZE}x{SIZE}", "--steps", "1"]
-    words += ["--seed", "1", "--max-memory", f"{limit}B", "-o", str(output)]
+    """Bytes that a process took at most, which has drawn a picture."""
+    words = [str(full_size_bundle.exported_bundle()), str(limit), str(output)]
     environment = {**os.environ, "PYTHONPATH": str(full_size_bundle.ROOT)}
     command = [sys.executable, "-c", MEASURED, *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert output.exists()
-    return 1024 * int(done.stdout.splitlines()[-1])
+    peak = 1024 * int(done.stdout.splitlines()[-1])
+    print(f"limit {limit / 1e9:.2f} GB, {peak / 1e9:.2f} GB at most: {done.stderr.strip()}")
+    return peak
 
 
 def test_the_least_that_is_promised_is_enough(tmp_path: Path) -> None:
