@@ -29,6 +29,7 @@ from runtime.benchmark.protocol import (
 )
 
 UNET, VAE_DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
+STATES = "last_hidden_state"  # of a text encoder, beside the pooled one
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,15 @@ class Network:
     """One graph, ready to compute.
 
     Attributes:
-        compute: takes its inputs by name, and gives its first output.
-        ids: the type of the text encoder's tokens, which exports differ in.
+        compute: takes its inputs by name, in types that can be cast to the graph's, and gives the output that counts:
+            that called ``STATES``, or else the first.
     """
 
     compute: Callable[[Mapping[str, npt.NDArray[Any]]], Float32]
-    ids: type[np.signedinteger[Any]] = np.int64
 
     def encode(self, ids: Int64) -> Float32:
         """Ids (1, 77) -> last hidden state (1, 77, D)."""
-        return self.compute({"input_ids": ids.astype(self.ids)})
+        return self.compute({"input_ids": ids})
 
     def predict(self, sample: Float32, timestep: float, states: Float32) -> Float32:
         """Samples (B, C, h, w) and hidden states (B, 77, D) -> noise (B, C, h, w)."""
@@ -109,11 +109,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_picture_arguments(parser)
 
 
-def run(engine: str, load: Load, arguments: argparse.Namespace) -> None:
+def run(title: str, load: Load, arguments: argparse.Namespace) -> None:
     """Draw the picture that was asked for, or answer orders.
 
     Args:
-        engine: its name and version.
+        title: what computes, with its version.
         load: makes one network ready.
         arguments: what ``add_arguments`` has read.
     """
@@ -121,4 +121,4 @@ def run(engine: str, load: Load, arguments: argparse.Namespace) -> None:
     if arguments.prompt is not None:
         picture.draw(lambda: Networks(load), folder, arguments)
     else:
-        serve(engine, load, OPERATIONS)
+        serve(title, load, OPERATIONS)

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from peers.exported import Network, add_arguments, run
+from peers.exported import STATES, Network, add_arguments, run
+from runtime.benchmark.protocol import Float32
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -34,8 +37,14 @@ def load(folder: Path, dtype: str, graph: str, threads: int | None) -> Network:
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     model = engine().Core().compile_model(str(folder / graph / "model.onnx"), "CPU", options)
-    ids = np.int64 if "i64" in str(model.input(0).element_type) else np.int32
-    return Network(lambda inputs: np.asarray(model(inputs)[0], np.float32), ids)
+    wanted = next((output for output in model.outputs if STATES in output.names), model.outputs[0])
+    types = {name: each.element_type.to_dtype() for each in model.inputs for name in each.names}
+
+    def compute(inputs: Mapping[str, npt.NDArray[Any]]) -> Float32:
+        cast = {name: np.asarray(value, types[name]) for name, value in inputs.items()}
+        return np.asarray(model(cast)[wanted], np.float32)
+
+    return Network(compute)
 
 
 def main() -> None:

@@ -10,13 +10,19 @@ onnx``). Sessions are opened by path with default options on the CPU's provider 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
-from peers.exported import Network, add_arguments, run
+from peers.exported import STATES, Network, add_arguments, run
+from runtime.benchmark.protocol import Float32
+
+DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 
 
 def load(folder: Path, graph: str, threads: int | None) -> Network:
@@ -24,9 +30,17 @@ def load(folder: Path, graph: str, threads: int | None) -> Network:
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(folder / graph / "model.onnx", options, providers=["CPUExecutionProvider"])
-    first = session.get_outputs()[0].name
-    ids = np.int64 if session.get_inputs()[0].type == "tensor(int64)" else np.int32
-    return Network(lambda inputs: session.run([first], inputs)[0], ids)
+    outputs = [output.name for output in session.get_outputs()]
+    wanted = [STATES if STATES in outputs else outputs[0]]
+    types = {each.name: DTYPES[each.type] for each in session.get_inputs()}
+
+    def compute(inputs: Mapping[str, npt.NDArray[Any]]) -> Float32:
+        found: Float32 = session.run(wanted, {name: np.asarray(value, types[name]) for name, value in inputs.items()})[
+            0
+        ]
+        return found
+
+    return Network(compute)
 
 
 def main() -> None:

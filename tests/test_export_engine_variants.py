@@ -25,7 +25,7 @@ import torch
 from random_weights import SMALLEST, random_state
 
 from export import graph_writer
-from export.__main__ import main
+from export.__main__ import main, parser
 from export.check import check_bundle
 from export.engines import ENGINES, chosen_engines, write_variant
 from export.errors import ExportError
@@ -272,6 +272,13 @@ def test_variants_are_made_where_weights_lie_beside_the_graph_or_where_they_are_
     assert chosen_engines([], beside, "fp32") == []
     assert chosen_engines(["cpu"], inside, "fp32") == ["cpu"]
     assert chosen_engines(["cuda"], inside, "fp16") == ["cuda"]
+
+
+def test_engines_without_a_name_are_none_and_unsaid_is_the_default() -> None:
+    words = ["sd15", "model.safetensors", "--out", "bundle"]
+    assert parser().parse_args(words).engines is None
+    assert parser().parse_args([*words, "--engines"]).engines == []
+    assert parser().parse_args([*words, "--engines", "cpu"]).engines == ["cpu"]
 
 
 def test_an_engine_with_no_use_for_the_precision_is_refused(tmp_path: Path, refusal: Callable[..., str]) -> None:

@@ -31,7 +31,8 @@ def test_it_is_made_in_bounded_memory() -> None:
     print(*made.lines, f"{made.seconds:.0f} s, at most {made.peak_bytes / 1e9:.1f} GB", sep="\n")
     assert made.peak_bytes < MOST_MEMORY
     for role in BOUNDS:
-        assert any(line.startswith(f"{role} fp32: ") for line in made.lines)
+        for variant in ("fp32", "fp32-cpu"):
+            assert any(line.startswith(f"{role} {variant}: ") for line in made.lines)
 
 
 @pytest.mark.parametrize("variant", ["fp32", "fp32-cpu"])
