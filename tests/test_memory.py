@@ -166,20 +166,20 @@ PEAKS = [
     (2, 1, 256, 256, 466, 466),
     (2, 1, 512, 512, 1260, 1260),
 ]
-BLOCK = 256  # MiB: the arena grows by doubling, so what is taken jumps
+BLOCK = 256  # MiB: the arena grows by doubling, so what little is taken jumps by a share that is not little
 
 
 @pytest.mark.parametrize(("stage", "rows", "height", "width", "portable", "fused"), PEAKS)
 def test_the_estimate_is_what_was_measured(
     bundle: Bundle, stage: int, rows: int, height: int, width: int, portable: int, fused: int
 ) -> None:
-    """Never below, and above by a block of the arena at most, or by an eighth."""
+    """Never below, and above by an eighth at most; where no more than two blocks of the arena are taken, by one."""
     demand = asked(bundle, width, height)
     own = {role: dataclasses.replace(graph, providers=CPU_ONLY) for role, graph in demand.graphs.items()}
     for measured, wanted in ((portable, demand), (fused, dataclasses.replace(demand, graphs=own))):
         found = estimate(bundle, wanted, held(low_memory=rows == 1)).stages[stage]
         expected = (found.held + found.activations) / MIB
-        assert measured <= expected <= max(measured + BLOCK, 1.125 * measured)
+        assert measured <= expected <= measured + (BLOCK if measured < 2 * BLOCK else measured / 8)
 
 
 def test_more_is_never_less(bundle: Bundle) -> None:
